@@ -1,0 +1,476 @@
+"""One blockstore: format it, open it, read its nodes, write its blocks.
+
+A `Blockstore` joins a device, the geometry in the superblock, the node cache that all
+VDIs of the process share, and (when opened for writing) the allocator. It knows blocks,
+not VDIs.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, Literal
+
+from core.device import BlockDevice, Buffer, FileDevice, Lock, io_error
+from core.errors import BadRequest, Corrupt, IoFailed, NotAStore, NotFound, ParallaxError, ReadOnly
+from core.format import (
+    BLOCK,
+    BLOCK_MASK,
+    BLOCK_SHIFT,
+    CHECK_MASK,
+    FANOUT,
+    KNOWN_INCOMPAT,
+    KNOWN_RO_COMPAT,
+    MAX_EXTENT,
+    MIN_EXTENT,
+    SUPERBLOCK_MAGIC,
+    VERSION,
+    Superblock,
+    check_geometry,
+    node_check,
+)
+from core.lock_master import LockMaster
+
+if TYPE_CHECKING:
+    from core.extent import Allocator
+
+Mode = Literal["read", "shared", "write"]
+"""How a store is opened: beside a writer, keeping writers out, or as the writer."""
+
+Node = memoryview
+"""A radix node in memory: 512 unsigned 64-bit entries (format "Q")."""
+
+DEFAULT_CACHE: Final = 64 << 20
+_NODE_COST: Final = BLOCK + 512
+_LOCKS: Final[dict[Mode, Lock]] = {"read": "none", "shared": "shared", "write": "exclusive"}
+
+
+class NodeCache:
+    """Committed nodes by their checked pointer, bounded in bytes.
+
+    Two generations instead of a list in order of use: a hit costs one look-up and no
+    bookkeeping. When the young half is full it becomes the old half, and the old half,
+    which nobody asked for in the meantime, is dropped.
+
+    Args:
+        limit: bytes of memory for nodes.
+    """
+
+    def __init__(self, limit: int = DEFAULT_CACHE) -> None:
+        """Start empty."""
+        self._half = max(16, limit // _NODE_COST // 2)
+        self.young: dict[int, Node] = {}
+        self._old: dict[int, Node] = {}
+
+    def get(self, key: int) -> Node | None:
+        """Return the node that an entry shifted right by one points to, if it is here."""
+        node = self.young.get(key)
+        if node is None:
+            node = self._old.get(key)
+            if node is not None:
+                self.put(key, node)
+        return node
+
+    def put(self, key: int, node: Node) -> None:
+        """Keep a node; it must never change again."""
+        if len(self.young) >= self._half:
+            self._old = self.young
+            self.young = {}
+        self.young[key] = node
+
+
+class Blockstore:
+    """A store that is open.
+
+    Attributes:
+        device: where its blocks are.
+        sb: its geometry and identity.
+        nodes: the node cache of this process.
+        warnings: what an operator should hear about, such as a superblock read from
+            its copy.
+        session: UUID of this opening.
+        failed: the error after which nothing may be written any more, or None.
+    """
+
+    def __init__(
+        self,
+        device: BlockDevice,
+        locks: LockMaster | None = None,
+        cache: int = DEFAULT_CACHE,
+    ) -> None:
+        """Read the superblock of `device` and check that this version can use it.
+
+        Args:
+            device: an open device; it is closed when this fails.
+            locks: grants extents; needed to write.
+            cache: bytes of memory for radix nodes.
+
+        Raises:
+            NotAStore: there is no store, or a newer kind of store.
+            ReadOnly: it may be read but not written by this version.
+            Corrupt: no valid superblock was found, or the store is truncated.
+        """
+        self.device = device
+        self.warnings: list[str] = []
+        self.nodes = NodeCache(cache)
+        self.session = uuid.uuid4().bytes
+        self.failed: ParallaxError | None = None
+        self._queue: dict[int, Buffer] = {}
+        self._allocator: Allocator | None = None
+        try:
+            self.sb = self._read_superblock()
+            self._check_usable()
+        except BaseException:
+            device.close()
+            raise
+        if device.writable and locks is not None:
+            from core.extent import Allocator  # numpy: only who writes pays for it
+
+            self._allocator = Allocator(device, self.sb, locks, self.session)
+
+    @classmethod
+    def open(
+        cls,
+        path: str,
+        mode: Mode = "read",
+        locks: LockMaster | None = None,
+        cache: int = DEFAULT_CACHE,
+    ) -> Blockstore:
+        """Open the store in a file or device; see `Mode` and the constructor."""
+        try:
+            device = FileDevice(path, mode == "write", _LOCKS[mode])
+        except NotFound as error:
+            raise NotFound(
+                f"there is no blockstore at {path}",
+                f"make one with 'plxsh store create {path}', or name another with --store",
+            ) from error
+        return cls(device, locks or LockMaster(), cache)
+
+    def _read_superblock(self) -> Superblock:
+        """Return the newest valid superblock, from block 0 or from its copy."""
+        first = self._superblock_at(0)
+        if first is not None:
+            copy = self._superblock_at(first.copy_block)
+            if copy is None:
+                self.warnings.append(
+                    f"block {first.copy_block}: the copy of the superblock is damaged"
+                )
+            elif copy.uuid == first.uuid and copy.sequence > first.sequence:
+                return copy
+            return first
+        size = MIN_EXTENT
+        while size <= min(MAX_EXTENT, self.device.size):
+            copy = self._superblock_at((size >> BLOCK_SHIFT) - 1)
+            if copy is not None and copy.extent_blocks << BLOCK_SHIFT == size:
+                self.warnings.append(
+                    f"block 0: the superblock is damaged, its copy in block {copy.copy_block}"
+                    " was used; repair with 'plxsh store check --repair'"
+                )
+                return copy
+            size *= 2
+        name = self.device.name
+        if self.device.size >= BLOCK and self.device.pread(0, 8) == SUPERBLOCK_MAGIC:
+            raise Corrupt(
+                f"the superblock of {name} and its copy are damaged", 0, "restore it from a backup"
+            )
+        raise NotAStore(
+            f"{name} holds no blockstore",
+            "name another with --store, or format it with 'plxsh store create'",
+        )
+
+    def _superblock_at(self, block: int) -> Superblock | None:
+        if (block + 1) << BLOCK_SHIFT > self.device.size:
+            return None
+        return Superblock.unpack(self.device.pread(block << BLOCK_SHIFT, BLOCK))
+
+    def _check_usable(self) -> None:
+        sb, name = self.sb, self.device.name
+        if sb.version != VERSION:
+            raise NotAStore(
+                f"{name} has format version {sb.version}, this Parallax reads version {VERSION}",
+                "use the version of Parallax that made it",
+            )
+        if sb.incompat & ~KNOWN_INCOMPAT:
+            raise NotAStore(
+                f"{name} uses features this Parallax does not know"
+                f" (incompat {sb.incompat & ~KNOWN_INCOMPAT:#x})",
+                "use a newer Parallax",
+            )
+        if self.device.writable and sb.ro_compat & ~KNOWN_RO_COMPAT:
+            raise ReadOnly(
+                f"{name} can only be read by this Parallax"
+                f" (ro-compat {sb.ro_compat & ~KNOWN_RO_COMPAT:#x})",
+                "use a newer Parallax to write to it",
+            )
+        try:
+            check_geometry(sb.extent_blocks << BLOCK_SHIFT, sb.extents)
+        except BadRequest as error:
+            raise Corrupt(f"the superblock makes no sense: {error.message}", 0) from error
+        if self.device.size < sb.size:
+            raise IoFailed(
+                f"{name} is truncated: it has {self.device.size} bytes, the store {sb.size}",
+                "restore the missing part; nothing was changed",
+            )
+
+    @property
+    def allocator(self) -> Allocator:
+        """The allocator.
+
+        Raises:
+            ReadOnly: the store was opened for reading.
+        """
+        if self._allocator is None:
+            raise ReadOnly(f"{self.device.name} is open for reading only", "open it for writing")
+        return self._allocator
+
+    @property
+    def writable(self) -> bool:
+        """Whether blocks may be written."""
+        return self._allocator is not None
+
+    def fail(self, error: ParallaxError) -> None:
+        """Remember why nothing may be written to this store any more."""
+        if self.failed is None:
+            self.failed = error
+
+    def check_writable(self) -> None:
+        """Refuse to write after a failure whose extent nobody knows.
+
+        Raises:
+            IoFailed: an earlier flush or commit failed.
+        """
+        if self.failed is not None:
+            raise IoFailed(
+                f"nothing more is written after a failure: {self.failed.message}",
+                "open the store again; it is as of its last commit",
+            )
+
+    # -- nodes -------------------------------------------------------------------------
+
+    def node(self, entry: int, wait: bool = True) -> Node:
+        """Return the node that `entry` points to.
+
+        Args:
+            entry: a radix entry with its check.
+            wait: read it from the device if need be.
+
+        Raises:
+            WouldBlock: `wait` is false and it is not in memory.
+            Corrupt: what is there is not what the pointer promises.
+        """
+        key = entry >> 1
+        node = self.nodes.get(key)
+        if node is None:
+            data = self.checked(entry, wait)
+            node = memoryview(data).cast("Q")
+            self.nodes.put(key, node)
+        return node
+
+    def checked(self, entry: int, wait: bool = True) -> Buffer:
+        """Return the block that a checked pointer points to, not cached; see `node`."""
+        block = entry >> 1 & BLOCK_MASK
+        queued = self._queue.get(block)
+        if queued is not None:
+            return queued
+        if not self.sb.holds_payload(block):
+            raise Corrupt("a pointer leads outside the space for data and nodes", block)
+        data = bytearray(BLOCK)
+        self.device.preadv(block << BLOCK_SHIFT, [data], wait)
+        if node_check(data) != entry >> 41 & CHECK_MASK:
+            raise Corrupt("is not what the pointer to it promises (damaged or stale)", block)
+        return data
+
+    # -- writing -----------------------------------------------------------------------
+
+    def write(self, runs: Sequence[tuple[int, Sequence[Buffer]]]) -> None:
+        """Write runs of whole blocks: (first block, its buffers one behind the other)."""
+        for block, buffers in runs:
+            self.device.pwritev(block << BLOCK_SHIFT, buffers)
+
+    def queue(self, block: int, data: Buffer) -> None:
+        """Have one metadata block written by the next `write_queued`; readable at once."""
+        self._queue[block] = data
+
+    def write_queued(self) -> None:
+        """Write queued metadata, bitmaps last, adjacent blocks together.
+
+        Raises:
+            NoSpace: the file system under the store is full; all of it stays queued.
+            IoFailed: the system could not write.
+        """
+        for block, data in self.allocator.changes():
+            self._queue[block] = data
+        blocks = sorted(self._queue)
+        start = 0
+        for end in range(1, len(blocks) + 1):
+            if end == len(blocks) or blocks[end] != blocks[end - 1] + 1:
+                run = blocks[start:end]
+                self.device.pwritev(run[0] << BLOCK_SHIFT, [self._queue[b] for b in run])
+                start = end
+        self._queue.clear()
+
+    def close(self) -> None:
+        """Write what bitmaps still owe the disk and let go; a second call does nothing."""
+        try:
+            if self._allocator is not None and self.failed is None and self._allocator.changed:
+                self.write_queued()
+                self.device.flush()
+        finally:
+            if self._allocator is not None:
+                self._allocator.close()
+                self._allocator = None
+            self.device.close()
+
+
+def empty_node() -> Node:
+    """Return a new node of holes that may be filled in."""
+    return memoryview(bytearray(FANOUT * 8)).cast("Q")
+
+
+# -- making and growing stores ---------------------------------------------------------
+
+
+def format_device(device: BlockDevice, extent_size: int, extents: int) -> Superblock:
+    """Write an empty store to a device that reads as zeros; the superblock comes last.
+
+    Args:
+        device: writable, at least as large as the store.
+        extent_size: bytes, a power of two.
+        extents: how many, the system extent included.
+
+    Raises:
+        BadRequest: there can be no such store.
+    """
+    from core.extent import pristine
+
+    check_geometry(extent_size, extents)
+    sb = Superblock(
+        uuid.uuid4().bytes, extent_size >> BLOCK_SHIFT, extents, created_ns=time.time_ns()
+    )
+    for extent in range(1, extents):
+        writes = pristine(sb, extent)
+        device.pwritev(writes[0][0] << BLOCK_SHIFT, [data for _, data in writes])
+    _write_superblock(device, sb)
+    return sb
+
+
+def _write_superblock(device: BlockDevice, sb: Superblock) -> None:
+    """Replace the superblock, its copy first, so that one of them is valid at any time."""
+    block = sb.pack()
+    device.flush()
+    device.pwritev(sb.copy_block << BLOCK_SHIFT, [block])
+    device.flush()
+    device.pwritev(0, [block])
+    device.flush()
+
+
+def create(path: str, extent_size: int, extents: int, force: bool = False) -> Superblock:
+    """Format a file (made if missing, sparse) or a block device.
+
+    Args:
+        path: the file or device.
+        extent_size: bytes, a power of two.
+        extents: how many extents, at least 6.
+        force: format it even if it already holds something.
+
+    Raises:
+        BadRequest: it holds data and `force` is not set, or there can be no such store.
+        InUse: it is a store that someone has open.
+        NoSpace: the device is too small or the file system is full.
+    """
+    check_geometry(extent_size, extents)
+    made = False
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        made = True
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise io_error(error, f"cannot create {path}") from error
+    try:
+        device = FileDevice(path, True, "exclusive")
+        try:
+            if not force:
+                _refuse_contents(device)
+            device.resize(extent_size * extents)
+            if not made:
+                device.discard(0, device.size)
+            sb = format_device(device, extent_size, extents)
+        finally:
+            device.close()
+        _sync_folder(path)
+    except BaseException:
+        if made:
+            os.unlink(path)
+        raise
+    return sb
+
+
+def _sync_folder(path: str) -> None:
+    """Make the name of a new file durable."""
+    folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+_SIGNATURES: Final = (
+    (0, SUPERBLOCK_MAGIC, "a blockstore"),
+    (0x438, b"\x53\xef", "an ext2, ext3 or ext4 file system"),
+    (0, b"XFSB", "an XFS file system"),
+    (0x10040, b"_BHRfS_M", "a btrfs file system"),
+    (0x200, b"EFI PART", "a partition table"),
+    (0x1FE, b"\x55\xaa", "a partition table or a boot sector"),
+    (0x218, b"LVM2 001", "an LVM physical volume"),
+    (0, b"LUKS\xba\xbe", "a LUKS volume"),
+    (0, b"QFI\xfb", "a qcow2 image"),
+)
+_LOOK: Final = 1 << 20
+
+
+def _refuse_contents(device: FileDevice) -> None:
+    """Refuse to format what already holds something, and say what it looks like."""
+    start = device.pread(0, min(_LOOK, device.size)) if device.size else b""
+    if start.count(0) == len(start):
+        end = min(_LOOK, device.size)
+        start = device.pread(device.size - end, end) if end else b""
+        if start.count(0) == len(start):
+            return
+    what = next(
+        (name for at, magic, name in _SIGNATURES if start[at : at + len(magic)] == magic), "data"
+    )
+    raise BadRequest(
+        f"{device.name} already holds {what}", "use --force to overwrite it; that cannot be undone"
+    )
+
+
+def grow(path: str, extents: int) -> Superblock:
+    """Give a store more extents; nothing that is in it moves.
+
+    Raises:
+        BadRequest: it has that many already.
+        InUse: someone has the store open.
+        NoSpace: the device is too small or the file system is full.
+    """
+    from core.extent import pristine
+
+    store = Blockstore.open(path, "write")
+    try:
+        old = store.sb
+        if extents <= old.extents:
+            raise BadRequest(
+                f"{path} has {old.extents} extents already", "a store grows, it cannot shrink"
+            )
+        check_geometry(old.extent_blocks << BLOCK_SHIFT, extents)
+        new = old.grown(extents)
+        store.device.resize(new.size)
+        for extent in range(old.extents, extents):
+            writes = pristine(new, extent)
+            store.device.pwritev(writes[0][0] << BLOCK_SHIFT, [data for _, data in writes])
+        _write_superblock(store.device, new)
+        return new
+    finally:
+        store.close()

@@ -1,0 +1,110 @@
+"""The commit protocol: how a change to VDIs becomes durable, all of it or nothing.
+
+1. data blocks are already written;
+2. nodes, log pages, extent headers and bitmaps are written (`prepare`);
+3. the device is flushed;
+4. each VDI's record goes to its other slot, with the next sequence number;
+5. the device is flushed again (3 to 5 are `sync`);
+6. only now are the superseded blocks free (`finish`).
+
+Step 4 first compares the sequence number and the fencing token on disk with those this
+session left there: a session that lost its VDI cannot overwrite what came after it.
+Several VDIs may share one commit. With no change of metadata, `sync` is one flush.
+
+`prepare` and `finish` belong to the thread that owns the VDIs. `sync` touches nothing
+that changes and may run on any thread while that one goes on serving requests; two
+commits never overlap. `docs/format.md` argues why a crash anywhere leaves the last commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from core.blockstore import Blockstore
+from core.errors import Fenced, NoSpace, ParallaxError
+from core.format import VdiRecord
+from core.lock_master import Grant
+from core.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One VDI's part in a commit.
+
+    `old` is the record on disk (None when it is being created), `new` what replaces it,
+    `grant` the right to do so, `freed` the blocks that nothing refers to afterwards.
+    """
+
+    old: VdiRecord | None
+    new: VdiRecord
+    grant: Grant
+    freed: Sequence[int] = ()
+
+
+class Commit:
+    """One run of the protocol for a group of VDIs (or for data alone)."""
+
+    def __init__(self, store: Blockstore, changes: Sequence[Change] = ()) -> None:
+        """Plan it; nothing is written yet."""
+        self._store = store
+        self._registry = Registry(store)
+        self._changes = changes
+
+    def run(self) -> None:
+        """Do all of it on this thread; raises as `prepare` and `sync` do."""
+        self.prepare()
+        self.sync()
+        self.finish()
+
+    def prepare(self) -> None:
+        """Write what the new records will refer to.
+
+        Raises:
+            NoSpace: the file system under the store is full. Nothing is lost: the same
+                change may be committed later.
+            IoFailed: the system could not write; the store takes no more writes.
+        """
+        self._store.check_writable()
+        if not self._changes:
+            return
+        try:
+            self._store.write_queued()
+        except NoSpace:
+            raise
+        except ParallaxError as error:
+            self._store.fail(error)
+            raise
+
+    def sync(self) -> None:
+        """Make the change durable.
+
+        Raises:
+            Fenced: another session has committed to one of the VDIs.
+            IoFailed: the system could not flush or write. Whether the change is durable
+                is unknown, so the store takes no more writes.
+        """
+        try:
+            self._store.device.flush()
+            if not self._changes:
+                return
+            for change in self._changes:
+                self._check_fence(change)
+                self._registry.write(change.new)
+            self._store.device.flush()
+        except ParallaxError as error:
+            self._store.fail(error)
+            raise
+
+    def _check_fence(self, change: Change) -> None:
+        """Make sure that the record on disk is the one this session knows."""
+        change.grant.check()
+        current = self._registry.get(change.new.id)
+        old = change.old
+        if (current and (current.sequence, current.token)) != (old and (old.sequence, old.token)):
+            raise Fenced(f"VDI {change.new.id} was changed by another session", "open it again")
+
+    def finish(self) -> None:
+        """Free what the change superseded. Call it once, after `sync` succeeded."""
+        for change in self._changes:
+            self._store.allocator.release(change.freed)

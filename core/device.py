@@ -1,0 +1,267 @@
+"""Where blocks live: a file or a block device, behind five calls.
+
+`BlockDevice` is one of the two seams of the engine (the other is the lock client): a
+distributed store needs no more than this. Everything above it counts in bytes from the
+start of the device; nothing below it knows what a block means.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Sequence
+from typing import Final, Literal, Protocol
+
+from core.errors import (
+    BadRequest,
+    InUse,
+    IoFailed,
+    NoSpace,
+    NotFound,
+    ParallaxError,
+    ReadOnly,
+    WouldBlock,
+)
+
+Buffer = bytes | bytearray | memoryview
+Lock = Literal["none", "shared", "exclusive"]
+
+_IOV_MAX: Final = os.sysconf("SC_IOV_MAX")
+_KEEP_SIZE: Final = 1
+_PUNCH_HOLE: Final = 2
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class BlockDevice(Protocol):
+    """What the engine needs of its storage. Offsets and lengths are bytes."""
+
+    size: int
+    writable: bool
+    name: str
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """Read exactly `length` bytes."""
+
+    def preadv(self, offset: int, buffers: Sequence[Buffer], wait: bool = True) -> None:
+        """Fill the buffers; with `wait` false raise WouldBlock instead of waiting."""
+
+    def pwritev(self, offset: int, buffers: Sequence[Buffer]) -> None:
+        """Write all buffers, one behind the other."""
+
+    def discard(self, offset: int, length: int) -> None:
+        """Give the range back to the system; it reads as zeros afterwards."""
+
+    def flush(self) -> None:
+        """Make all that was written before durable."""
+
+    def resize(self, size: int) -> None:
+        """Make the device at least `size` bytes long."""
+
+    def close(self) -> None:
+        """Release the device and its lock."""
+
+
+def io_error(error: OSError, what: str) -> ParallaxError:
+    """Return the Parallax error that stands for an operating-system error.
+
+    Args:
+        error: what the system said.
+        what: what was being done to what, such as "cannot read /blockstore.dat".
+    """
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(f"{what}: {reason}", "free space on the file system that holds it")
+    if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV, errno.ENOTDIR):
+        return NotFound(f"{what}: {reason}", "check the path")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return ReadOnly(f"{what}: {reason}", "check permissions, or run as its owner")
+    if error.errno in (errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG):
+        return BadRequest(f"{what}: {reason}", "name a file or a block device")
+    return IoFailed(f"{what}: {reason}", "look at the system log")
+
+
+class FileDevice:
+    """A regular file or a block device, read and written through the page cache.
+
+    Args:
+        path: the file or device.
+        writable: open it for writing.
+        lock: take a whole-file lock that other processes respect, without waiting.
+
+    Raises:
+        NotFound: there is no such file.
+        ReadOnly: it cannot be opened that way.
+        InUse: another process holds a conflicting lock; the message names it.
+    """
+
+    def __init__(self, path: str, writable: bool = False, lock: Lock = "none") -> None:
+        """Open the file and take the lock."""
+        self.name = path
+        self.writable = writable
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
+        try:
+            self._fd = os.open(path, flags)
+        except OSError as error:
+            raise io_error(error, f"cannot open {path}") from error
+        self._nowait = os.RWF_NOWAIT
+        try:
+            mode = os.fstat(self._fd).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+                raise BadRequest(f"{path} is no file and no block device", "name one that is")
+            if lock != "none":
+                self._lock(lock)
+            self.size = os.lseek(self._fd, 0, os.SEEK_END)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def _lock(self, lock: Lock) -> None:
+        kind = fcntl.LOCK_EX if lock == "exclusive" else fcntl.LOCK_SH
+        try:
+            fcntl.flock(self._fd, kind | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            who = lock_holder(self.name) or "another process"
+            raise InUse(
+                f"{self.name} is in use by {who}", "stop it, or wait until it is done"
+            ) from error
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """Read exactly `length` bytes at byte `offset`."""
+        buffer = bytearray(length)
+        self.preadv(offset, [buffer])
+        return bytes(buffer)
+
+    def preadv(self, offset: int, buffers: Sequence[Buffer], wait: bool = True) -> None:
+        """Fill `buffers` from byte `offset` on.
+
+        Raises:
+            WouldBlock: `wait` is false and some of the bytes are not in memory.
+            IoFailed: the system could not read, or the device ends before.
+        """
+        wanted = sum(map(len, buffers))
+        try:
+            got = os.preadv(self._fd, buffers[:_IOV_MAX], offset, 0 if wait else self._nowait)
+        except BlockingIOError:
+            raise WouldBlock(offset, wanted) from None
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP and not wait and self._nowait:
+                self._nowait = 0  # a file system without it, such as tmpfs: it is in memory
+                return self.preadv(offset, buffers, wait)
+            raise io_error(error, f"cannot read {self.name} at byte {offset}") from error
+        if got == wanted:
+            return None
+        if got == 0:
+            raise IoFailed(f"{self.name} ends at byte {offset}", "the store is truncated")
+        if not wait:
+            raise WouldBlock(offset + got, wanted - got)
+        return self.preadv(offset + got, _without(buffers, got))
+
+    def pwritev(self, offset: int, buffers: Sequence[Buffer]) -> None:
+        """Write all of `buffers` at byte `offset`, however the system splits it.
+
+        Raises:
+            NoSpace: the file system is full; any part may have been written.
+            IoFailed: the system could not write; any part may have been written.
+        """
+        wanted = sum(map(len, buffers))
+        while wanted:
+            try:
+                done = os.pwritev(self._fd, buffers[:_IOV_MAX], offset)
+            except OSError as error:
+                raise io_error(error, f"cannot write {self.name} at byte {offset}") from error
+            wanted -= done
+            if wanted:
+                if not done:
+                    raise IoFailed(f"cannot write {self.name} at byte {offset}: no progress")
+                offset += done
+                buffers = _without(buffers, done)
+
+    def discard(self, offset: int, length: int) -> None:
+        """Punch a hole; the bytes read as zeros afterwards."""
+        punch = _PUNCH_HOLE | _KEEP_SIZE
+        if _libc.fallocate(self._fd, punch, ctypes.c_int64(offset), ctypes.c_int64(length)):
+            error = OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+            raise io_error(error, f"cannot discard {length} bytes of {self.name} at {offset}")
+
+    def flush(self) -> None:
+        """Wait until everything written so far is on stable storage (`fdatasync`).
+
+        Raises:
+            IoFailed: it may not be; the kernel forgets what it could not write, so a
+                later success would say nothing about it.
+        """
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            raise IoFailed(
+                f"cannot flush {self.name}: {error.strerror}", "open the store again"
+            ) from error
+
+    def resize(self, size: int) -> None:
+        """Make a file `size` bytes long (sparse); refuse a device that is too small."""
+        if size <= self.size:
+            return
+        try:
+            if stat.S_ISBLK(os.fstat(self._fd).st_mode):
+                raise NoSpace(
+                    f"{self.name} has {self.size} bytes, the store needs {size}",
+                    "take fewer or smaller extents",
+                )
+            os.truncate(self._fd, size)
+        except OSError as error:
+            raise io_error(error, f"cannot make {self.name} {size} bytes long") from error
+        self.size = size
+
+    def close(self) -> None:
+        """Close the file, which releases its lock; a second call does nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _without(buffers: Sequence[Buffer], done: int) -> list[Buffer]:
+    """Return what is left of `buffers` after their first `done` bytes."""
+    rest: list[Buffer] = []
+    for buffer in buffers:
+        if done >= len(buffer):
+            done -= len(buffer)
+        else:
+            rest.append(memoryview(buffer)[done:] if done else buffer)
+            done = 0
+    return rest
+
+
+def lock_holder(path: str) -> str | None:
+    """Say which process holds the whole-file lock on `path`, as "NAME (pid N)".
+
+    The kernel's own table is asked, so nothing can be stale. Returns None when nobody
+    holds it or the table does not say.
+    """
+    try:
+        status = os.stat(path)
+        with open("/proc/locks", encoding="ascii") as table:
+            rows = [line.split() for line in table]
+    except OSError:
+        return None
+    wanted = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    for row in rows:
+        if len(row) > 5 and row[1] == "FLOCK" and row[5] == wanted:
+            return f"{_process_name(row[4])} (pid {row[4]})"
+    return None
+
+
+def _process_name(pid: str) -> str:
+    """Return what a process was started as, without folders and interpreter."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = file.read().decode(errors="replace").split("\0")[:-1]
+    except OSError:
+        words = []
+    if words and os.path.basename(words[0]).startswith("python") and len(words) > 1:
+        words = words[1:]
+    if not words:
+        return "a process"
+    return " ".join([os.path.basename(words[0]), *words[1:3]])

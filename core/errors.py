@@ -1,0 +1,126 @@
+"""Every error that Parallax raises on purpose, in one tree.
+
+A class stands for one answer to "what should the caller do now?", so each carries the
+exit status of the command that fails with it and a short machine-readable code. The
+message says what was wrong and why; the hint says what to do next. Errno values exist
+only at the NBD protocol's edge (`core.tap.server`).
+"""
+
+from __future__ import annotations
+
+
+class ParallaxError(Exception):
+    """Base class: something the user can be told in one line.
+
+    Args:
+        message: what was wrong and why, one line, no full stop.
+        hint: what to do next, one line, or empty.
+    """
+
+    exit_status = 5
+    code = "error"
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        """Keep the message and the hint apart, so that JSON output can show both."""
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class Different(ParallaxError):
+    """The answer is no: contents differ, or a check found damage."""
+
+    exit_status = 1
+    code = "different"
+
+
+class BadRequest(ParallaxError):
+    """The request itself makes no sense: a bad name, size, option or range."""
+
+    exit_status = 2
+    code = "usage"
+
+
+class NotFound(ParallaxError):
+    """No such store, VDI, snapshot, file or export."""
+
+    exit_status = 3
+    code = "not_found"
+
+
+class NotAStore(NotFound):
+    """The file or device exists but holds no blockstore this version can read."""
+
+    code = "not_a_store"
+
+
+class InUse(ParallaxError):
+    """Someone else holds it; the message says who and where."""
+
+    exit_status = 4
+    code = "in_use"
+
+
+class ReadOnly(ParallaxError):
+    """The store, the snapshot or the export cannot be written to."""
+
+    exit_status = 4
+    code = "read_only"
+
+
+class Fenced(InUse):
+    """Another session has taken the VDI over: nothing more may be written here."""
+
+    code = "fenced"
+
+
+class IoFailed(ParallaxError):
+    """The operating system could not read or write; data may be missing."""
+
+    exit_status = 5
+    code = "io"
+
+
+class Corrupt(IoFailed):
+    """A metadata block is damaged or stale.
+
+    Args:
+        message: what is wrong with it.
+        block: the number of the block in the store.
+        hint: what to do next.
+    """
+
+    code = "corrupt"
+
+    def __init__(self, message: str, block: int, hint: str = "run 'plxsh store check'") -> None:
+        """Name the block: it is what an operator looks for first."""
+        super().__init__(f"block {block}: {message}", hint)
+        self.block = block
+
+
+class NoSpace(ParallaxError):
+    """The store, or the file system under it, is full."""
+
+    exit_status = 6
+    code = "no_space"
+
+
+class Interrupted(ParallaxError):
+    """The user stopped the command; the message says what state that left."""
+
+    exit_status = 130
+    code = "interrupted"
+
+
+class WouldBlock(Exception):
+    """A read that was asked not to wait found that the bytes are not in memory.
+
+    Not an error: whoever asked reads `length` bytes at byte `offset` of the device on a
+    thread, which brings them into memory, and asks again.
+    """
+
+    def __init__(self, offset: int, length: int) -> None:
+        """Remember which bytes of the device to bring into memory."""
+        super().__init__(offset, length)
+        self.offset = offset
+        self.length = length

@@ -1,0 +1,620 @@
+"""Every on-disk structure of a blockstore: layout, packing, checksums. No I/O.
+
+`docs/format.md` describes the same bytes for people; a test compares the two. All
+integers are little endian, all blocks are 4 KiB, every metadata block carries a CRC-32C
+of itself (with the checksum field as zeros) or is reached through a pointer that carries
+a check of it.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+from typing import Final
+
+from google_crc32c import value as crc32c
+
+from core.errors import BadRequest
+
+BLOCK_SHIFT: Final = 12
+BLOCK: Final = 1 << BLOCK_SHIFT
+"""Bytes in a block."""
+ZERO_BLOCK: Final = bytes(BLOCK)
+
+VERSION: Final = 1
+MIN_EXTENT: Final = 64 * BLOCK
+MAX_EXTENT: Final = 1 << 40
+MIN_EXTENTS: Final = 6
+MAX_VDIS: Final = 65_536
+MAX_NAME: Final = 255
+"""Longest VDI name in bytes of UTF-8."""
+MAX_LABEL: Final = 80
+"""Longest snapshot label in bytes of UTF-8."""
+
+# ---------------------------------------------------------------------------------------
+# Radix entries: writable flag (bit 0), block number (bits 1-40), check (bits 41-63).
+
+FANOUT_SHIFT: Final = 9
+FANOUT: Final = 1 << FANOUT_SHIFT
+"""Entries in a radix node."""
+MAX_HEIGHT: Final = 4
+MAX_VDI_BLOCKS: Final = 1 << (FANOUT_SHIFT * MAX_HEIGHT)
+MAX_VDI_SIZE: Final = MAX_VDI_BLOCKS << BLOCK_SHIFT
+"""Largest virtual size in bytes: 256 TiB."""
+
+WRITABLE: Final = 1
+BLOCK_MASK: Final = (1 << 40) - 1
+CHECK_SHIFT: Final = 41
+CHECK_MASK: Final = (1 << 23) - 1
+MAX_BLOCKS: Final = 1 << 39
+"""Most blocks in a store; block numbers above stand for nodes not yet written."""
+
+
+def pack_entry(block: int, check: int, writable: bool) -> int:
+    """Return the 64-bit radix entry that points to `block`."""
+    return (check << CHECK_SHIFT) | (block << 1) | writable
+
+
+def entry_block(entry: int) -> int:
+    """Return the block number a radix entry points to; 0 is a hole."""
+    return (entry >> 1) & BLOCK_MASK
+
+
+def entry_check(entry: int) -> int:
+    """Return the 23-bit check of a radix entry."""
+    return entry >> CHECK_SHIFT
+
+
+def node_check(data: bytes | bytearray | memoryview) -> int:
+    """Return the check that a pointer to this node or log block must carry."""
+    return int(crc32c(bytes(data))) & CHECK_MASK
+
+
+def height_for(size: int) -> int:
+    """Return the fewest radix levels that map `size` bytes (at least 1)."""
+    blocks = blocks_for(size)
+    height = 1
+    while blocks > 1 << (FANOUT_SHIFT * height):
+        height += 1
+    return height
+
+
+def blocks_for(size: int) -> int:
+    """Return how many blocks hold `size` bytes."""
+    return (size + BLOCK - 1) >> BLOCK_SHIFT
+
+
+# ---------------------------------------------------------------------------------------
+# Blocks that carry their own checksum share one start: magic (8), CRC-32C (4), store UUID.
+
+_PREFIX = struct.Struct("<8sI16s")
+_CRC_AT = 8
+
+
+def _seal(block: bytearray) -> bytes:
+    """Fill in the checksum of a block whose checksum field is still zero."""
+    struct.pack_into("<I", block, _CRC_AT, crc32c(bytes(block)))
+    return bytes(block)
+
+
+def _intact(block: bytes, magic: bytes) -> bool:
+    """Say whether `block` has this magic and its checksum is right."""
+    if len(block) != BLOCK or block[:8] != magic:
+        return False
+    (stored,) = struct.unpack_from("<I", block, _CRC_AT)
+    return bool(crc32c(block[:_CRC_AT] + b"\0\0\0\0" + block[_CRC_AT + 4 :]) == stored)
+
+
+# ---------------------------------------------------------------------------------------
+# Superblock: block 0, and a copy in the last block of the system extent.
+
+SUPERBLOCK_MAGIC: Final = b"PARALLAX"
+_SUPERBLOCK = struct.Struct("<8sI16sIIIIIIIQq")
+assert _SUPERBLOCK.size == 72
+
+KNOWN_INCOMPAT: Final = 0
+KNOWN_RO_COMPAT: Final = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Superblock:
+    """The geometry and identity of a store.
+
+    `extent_blocks` is a power of two, so that the copy can be found when block 0 is
+    damaged. Unknown `incompat` features forbid opening, unknown `ro_compat` features
+    forbid writing, unknown `compat` features are ignored.
+    """
+
+    uuid: bytes
+    extent_blocks: int
+    extents: int
+    sequence: int = 1
+    compat: int = 0
+    ro_compat: int = 0
+    incompat: int = 0
+    created_ns: int = 0
+    version: int = VERSION
+
+    @property
+    def blocks(self) -> int:
+        """Blocks in the whole store."""
+        return self.extent_blocks * self.extents
+
+    @property
+    def size(self) -> int:
+        """Bytes in the whole store."""
+        return self.blocks << BLOCK_SHIFT
+
+    @property
+    def copy_block(self) -> int:
+        """Where the second copy of this superblock is."""
+        return self.extent_blocks - 1
+
+    @property
+    def max_vdis(self) -> int:
+        """How many VDI records fit into the system extent."""
+        return min(MAX_VDIS, (self.extent_blocks - VDI_TABLE_START - 1) // 2)
+
+    @property
+    def bitmap_blocks(self) -> int:
+        """Bitmap blocks of one extent, each stored in two slots."""
+        return -(-self.extent_blocks // BITMAP_BITS)
+
+    @property
+    def overhead(self) -> int:
+        """Blocks at the start of each extent that header and bitmap take."""
+        return 2 + 2 * self.bitmap_blocks
+
+    def extent_start(self, extent: int) -> int:
+        """First block of an extent."""
+        return extent * self.extent_blocks
+
+    def bitmap_slot(self, extent: int, index: int, slot: int) -> int:
+        """Block number of one slot of one bitmap block."""
+        return extent * self.extent_blocks + 2 + 2 * index + slot
+
+    def vdi_slot(self, vdi: int, slot: int) -> int:
+        """Block number of one slot of a VDI record."""
+        return VDI_TABLE_START + 2 * vdi + slot
+
+    def holds_payload(self, block: int) -> bool:
+        """Say whether `block` may hold data, nodes or log (not fixed metadata)."""
+        return (
+            self.extent_blocks <= block < self.blocks
+            and block % self.extent_blocks >= self.overhead
+        )
+
+    def pack(self) -> bytes:
+        """Return the block to write."""
+        block = bytearray(BLOCK)
+        _SUPERBLOCK.pack_into(
+            block,
+            0,
+            SUPERBLOCK_MAGIC,
+            0,
+            self.uuid,
+            self.version,
+            BLOCK,
+            self.compat,
+            self.ro_compat,
+            self.incompat,
+            self.extent_blocks,
+            self.extents,
+            self.sequence,
+            self.created_ns,
+        )
+        return _seal(block)
+
+    @classmethod
+    def unpack(cls, block: bytes) -> Superblock | None:
+        """Return the superblock in `block`, or None when it is damaged or not one."""
+        if not _intact(block, SUPERBLOCK_MAGIC):
+            return None
+        fields = _SUPERBLOCK.unpack_from(block)
+        (_, _, uuid, version, size, compat, ro, incompat, eblocks, extents, seq, created) = fields
+        if size != BLOCK:
+            return None
+        return cls(uuid, eblocks, extents, seq, compat, ro, incompat, created, version)
+
+    def grown(self, extents: int) -> Superblock:
+        """Return this superblock with more extents and the next sequence number."""
+        return replace(self, extents=extents, sequence=self.sequence + 1)
+
+
+def check_geometry(extent_size: int, extents: int) -> None:
+    """Refuse an extent size (bytes) or count that no store can have.
+
+    Raises:
+        BadRequest: with what would be accepted.
+    """
+    if extent_size < MIN_EXTENT or extent_size > MAX_EXTENT or extent_size & (extent_size - 1):
+        raise BadRequest(
+            f"an extent of {extent_size} bytes is not possible",
+            f"take a power of two from {MIN_EXTENT >> 10}K to {MAX_EXTENT >> 40}T, such as 2G",
+        )
+    if extents < MIN_EXTENTS:
+        raise BadRequest(
+            f"{extents} extents are too few", f"a store has at least {MIN_EXTENTS} extents"
+        )
+    if (extent_size >> BLOCK_SHIFT) * extents > MAX_BLOCKS:
+        raise BadRequest(
+            f"{extents} extents of {extent_size} bytes are too many",
+            f"a store has at most {MAX_BLOCKS} blocks of {BLOCK} bytes",
+        )
+
+
+# ---------------------------------------------------------------------------------------
+# Extent header (two slots) and allocation bitmap (each block in two slots).
+
+EXTENT_MAGIC: Final = b"PLXEXTNT"
+_EXTENT = struct.Struct("<8sI16sIQQ16sq")
+assert _EXTENT.size == 72
+
+
+@dataclass(frozen=True, slots=True)
+class ExtentHeader:
+    """Which session claimed an extent last, and under which fencing token."""
+
+    extent: int
+    sequence: int = 1
+    token: int = 0
+    session: bytes = bytes(16)
+    claimed_ns: int = 0
+
+    def pack(self, store: bytes) -> bytes:
+        """Return the block to write into slot `sequence % 2`."""
+        block = bytearray(BLOCK)
+        _EXTENT.pack_into(
+            block,
+            0,
+            EXTENT_MAGIC,
+            0,
+            store,
+            self.extent,
+            self.sequence,
+            self.token,
+            self.session,
+            self.claimed_ns,
+        )
+        return _seal(block)
+
+    @classmethod
+    def unpack(cls, block: bytes, store: bytes, extent: int) -> ExtentHeader | None:
+        """Return the header in `block`, or None when it is damaged or another's."""
+        if not _intact(block, EXTENT_MAGIC):
+            return None
+        _, _, uuid, number, sequence, token, session, claimed = _EXTENT.unpack_from(block)
+        if uuid != store or number != extent:
+            return None
+        return cls(number, sequence, token, session, claimed)
+
+
+BITMAP_MAGIC: Final = b"PLXBITMP"
+_BITMAP = struct.Struct("<8sI16sIIQI")
+assert _BITMAP.size == 48
+BITMAP_START: Final = 64
+BITMAP_BYTES: Final = BLOCK - BITMAP_START
+BITMAP_BITS: Final = BITMAP_BYTES * 8
+"""Blocks that one bitmap block covers."""
+
+
+@dataclass(frozen=True, slots=True)
+class BitmapBlock:
+    """A part of an extent's allocation bitmap; bit i of byte j is block 8 j + i."""
+
+    extent: int
+    index: int
+    sequence: int
+    used: int
+    bits: bytes
+
+    def pack(self, store: bytes) -> bytes:
+        """Return the block to write into slot `sequence % 2`."""
+        block = bytearray(BLOCK)
+        _BITMAP.pack_into(
+            block, 0, BITMAP_MAGIC, 0, store, self.extent, self.index, self.sequence, self.used
+        )
+        block[BITMAP_START : BITMAP_START + len(self.bits)] = self.bits
+        return _seal(block)
+
+    @classmethod
+    def unpack(cls, block: bytes, store: bytes, extent: int, index: int) -> BitmapBlock | None:
+        """Return the bitmap part in `block`, or None when it is damaged or another's."""
+        if not _intact(block, BITMAP_MAGIC):
+            return None
+        _, _, uuid, number, part, sequence, used = _BITMAP.unpack_from(block)
+        if uuid != store or number != extent or part != index:
+            return None
+        return cls(number, part, sequence, used, block[BITMAP_START:])
+
+
+# ---------------------------------------------------------------------------------------
+# Snapshot log: pages of fixed records. The newest page lives inside the VDI record.
+
+LOG_PAGE_START: Final = 1024
+LOG_RECORD: Final = 128
+LOG_RECORDS: Final = (BLOCK - LOG_PAGE_START) // LOG_RECORD
+"""Records in one page of the snapshot log."""
+assert LOG_RECORDS == 24
+
+_LOG_RECORD = struct.Struct("<BBBBIqQQQQ80s")
+assert _LOG_RECORD.size == LOG_RECORD
+
+KIND_SNAPSHOT: Final = 1
+KIND_TOMBSTONE: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    """One line of a VDI's snapshot log.
+
+    For a snapshot: its root entry (writable flag clear), radix height, size in bytes,
+    mapped data blocks, and the blocks that were the VDI's own when it was taken. For a
+    tombstone: `root` and `size` are the (block, offset) of the snapshot it deletes.
+    """
+
+    kind: int
+    time_ns: int
+    root: int
+    size: int
+    height: int = 0
+    mapped: int = 0
+    own: int = 0
+    label: str = ""
+
+    def pack(self) -> bytes:
+        """Return the 128 bytes of the record, checksum included."""
+        label = self.label.encode()
+        record = bytearray(LOG_RECORD)
+        _LOG_RECORD.pack_into(
+            record,
+            0,
+            self.kind,
+            self.height,
+            len(label),
+            0,
+            0,
+            self.time_ns,
+            self.root,
+            self.size,
+            self.mapped,
+            self.own,
+            label,
+        )
+        struct.pack_into("<I", record, 4, crc32c(bytes(record)))
+        return bytes(record)
+
+    @classmethod
+    def unpack(cls, record: bytes) -> LogRecord | None:
+        """Return the record, or None when its checksum or its contents are wrong."""
+        kind, height, length, _, stored, time_ns, root, size, mapped, own, label = (
+            _LOG_RECORD.unpack(record)
+        )
+        if crc32c(record[:4] + b"\0\0\0\0" + record[8:]) != stored or length > MAX_LABEL:
+            return None
+        try:
+            text = label[:length].decode()
+        except UnicodeDecodeError:
+            return None
+        return cls(kind, time_ns, root, size, height, mapped, own, text)
+
+
+def _pack_page(block: bytearray, page: tuple[LogRecord, ...]) -> None:
+    """Put the records of one log page where every block that has a page keeps it."""
+    for number, record in enumerate(page):
+        at = LOG_PAGE_START + number * LOG_RECORD
+        block[at : at + LOG_RECORD] = record.pack()
+
+
+def _unpack_page(block: bytes, count: int) -> tuple[LogRecord, ...] | None:
+    """Return the first `count` records of a block's log page; None when one is bad."""
+    if count > LOG_RECORDS:
+        return None
+    records = []
+    for at in range(LOG_PAGE_START, LOG_PAGE_START + count * LOG_RECORD, LOG_RECORD):
+        record = LogRecord.unpack(block[at : at + LOG_RECORD])
+        if record is None:
+            return None
+        records.append(record)
+    return tuple(records)
+
+
+LOG_MAGIC: Final = b"PLXSNLOG"
+_LOG_BLOCK = struct.Struct("<8sI16sIQQ")
+assert _LOG_BLOCK.size == 48
+
+
+@dataclass(frozen=True, slots=True)
+class LogBlock:
+    """A full page of a VDI's snapshot log, written once and never changed.
+
+    `previous` is the checked pointer (a radix entry) to the page before, 0 for the first;
+    `number` counts the pages of this VDI from 0.
+    """
+
+    vdi: int
+    number: int
+    previous: int
+    page: tuple[LogRecord, ...]
+
+    def pack(self, store: bytes) -> bytes:
+        """Return the block to write."""
+        block = bytearray(BLOCK)
+        _LOG_BLOCK.pack_into(block, 0, LOG_MAGIC, 0, store, self.vdi, self.number, self.previous)
+        _pack_page(block, self.page)
+        return _seal(block)
+
+    @classmethod
+    def unpack(cls, block: bytes, store: bytes) -> LogBlock | None:
+        """Return the log block in `block`, or None when it is damaged or another store's."""
+        if not _intact(block, LOG_MAGIC):
+            return None
+        _, _, uuid, vdi, number, previous = _LOG_BLOCK.unpack_from(block)
+        page = _unpack_page(block, LOG_RECORDS)
+        if uuid != store or page is None:
+            return None
+        return cls(vdi, number, previous, page)
+
+
+# ---------------------------------------------------------------------------------------
+# VDI record: two slots, written alternately; the valid one with the higher sequence wins.
+
+VDI_TABLE_START: Final = 2
+VDI_MAGIC: Final = b"PLXVDI\0\1"
+_VDI = struct.Struct("<8sI16sQII16sQQBxxxxxxxQQQqqqQII16sQQIIQ16s")
+assert _VDI.size == 212
+_NAME_AT: Final = 512
+_NAME = struct.Struct("<H255s")
+
+LIVE: Final = 1
+DELETED: Final = 2
+FREE: Final = 3
+NO_VDI: Final = 0xFFFF_FFFF
+
+
+@dataclass(frozen=True, slots=True)
+class VdiRecord:
+    """All that the store knows about one VDI; replaced as a whole by each commit.
+
+    `root` is the radix entry of the live tree, `mapped` the data blocks it maps, `own`
+    the blocks (data and nodes) that this VDI alone holds since its last snapshot.
+    `page` is the newest page of the snapshot log: it moves to block `log_block` (which is
+    reserved for it from its first record on) when it is full. `log_previous` is the
+    checked pointer to the page before it. `snapshots` counts snapshots not deleted.
+    """
+
+    id: int
+    uuid: bytes
+    name: str
+    state: int = LIVE
+    sequence: int = 1
+    size: int = 0
+    root: int = 0
+    height: int = 1
+    token: int = 0
+    mapped: int = 0
+    own: int = 0
+    created_ns: int = 0
+    modified_ns: int = 0
+    deleted_ns: int = 0
+    parent_block: int = 0
+    parent_offset: int = 0
+    parent_vdi: int = NO_VDI
+    parent_uuid: bytes = bytes(16)
+    log_previous: int = 0
+    log_block: int = 0
+    log_number: int = 0
+    snapshots: int = 0
+    session: bytes = bytes(16)
+    page: tuple[LogRecord, ...] = ()
+
+    def pack(self, store: bytes) -> bytes:
+        """Return the block to write into slot `sequence % 2`."""
+        name = self.name.encode()
+        block = bytearray(BLOCK)
+        _VDI.pack_into(
+            block,
+            0,
+            VDI_MAGIC,
+            0,
+            store,
+            self.sequence,
+            self.id,
+            self.state,
+            self.uuid,
+            self.size,
+            self.root,
+            self.height,
+            self.token,
+            self.mapped,
+            self.own,
+            self.created_ns,
+            self.modified_ns,
+            self.deleted_ns,
+            self.parent_block,
+            self.parent_offset,
+            self.parent_vdi,
+            self.parent_uuid,
+            self.log_previous,
+            self.log_block,
+            len(self.page),
+            self.snapshots,
+            self.log_number,
+            self.session,
+        )
+        _NAME.pack_into(block, _NAME_AT, len(name), name)
+        _pack_page(block, self.page)
+        return _seal(block)
+
+    @classmethod
+    def unpack(cls, block: bytes, store: bytes, vdi: int) -> VdiRecord | None:
+        """Return the record in `block`, or None when it is damaged or another's."""
+        if not _intact(block, VDI_MAGIC):
+            return None
+        (
+            _,
+            _,
+            uuid,
+            sequence,
+            number,
+            state,
+            own_uuid,
+            size,
+            root,
+            height,
+            token,
+            mapped,
+            own,
+            created,
+            modified,
+            deleted,
+            parent_block,
+            parent_offset,
+            parent_vdi,
+            parent_uuid,
+            log_previous,
+            log_block,
+            count,
+            snapshots,
+            log_number,
+            session,
+        ) = _VDI.unpack_from(block)
+        length, raw_name = _NAME.unpack_from(block, _NAME_AT)
+        page = _unpack_page(block, count)
+        if uuid != store or number != vdi or length > MAX_NAME or page is None:
+            return None
+        try:
+            name = raw_name[:length].decode()
+        except UnicodeDecodeError:
+            return None
+        return cls(
+            number,
+            own_uuid,
+            name,
+            state,
+            sequence,
+            size,
+            root,
+            height,
+            token,
+            mapped,
+            own,
+            created,
+            modified,
+            deleted,
+            parent_block,
+            parent_offset,
+            parent_vdi,
+            parent_uuid,
+            log_previous,
+            log_block,
+            log_number,
+            snapshots,
+            session,
+            page,
+        )
+
+
+def newer(*slots: VdiRecord | None) -> VdiRecord | None:
+    """Return the valid slot with the higher sequence number, or None when none is valid."""
+    return max((slot for slot in slots if slot), key=lambda slot: slot.sequence, default=None)

@@ -1,0 +1,533 @@
+"""The radix map: a copy-on-write tree from virtual block to blockstore block.
+
+The only module that walks a tree. A node is 4 KiB of 512 entries, an entry is a block
+number, a check of what is there, and the writable flag (`core.format`).
+
+*Ownership.* A block belongs to this VDI alone when the writable flag is set on every
+entry from the root down to it. A snapshot or clone clears the flag on the root entry
+only, which takes it from the whole tree at once; the flags further down are cleared one
+node at a time, as changes copy the path (`_dirty`). What is owned is overwritten in
+place (data) or freed after the next commit (data and nodes); all else is left alone.
+
+*Changes* are kept in memory as dirty nodes. A dirty node has no block yet: the entry that
+points to it holds a number from the top of the 40-bit space (`PENDING`), under which the
+node is in `_dirty`. Its block is reserved at once, so a commit never runs out of space.
+`freeze` gives every dirty node its block, children first, and leaves a tree of immutable
+nodes. The technique is shadow paging, as in LMDB (Chu 2011) and ZFS; the lazily cleared
+ownership flags are from Parallax (Meyer et al., EuroSys 2008, section 3.2).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.blockstore import Blockstore, Node, empty_node
+from core.errors import Corrupt
+from core.format import (
+    BLOCK_MASK,
+    CHECK_MASK,
+    CHECK_SHIFT,
+    FANOUT,
+    FANOUT_SHIFT,
+    MAX_HEIGHT,
+    WRITABLE,
+    node_check,
+    pack_entry,
+)
+
+assert sys.byteorder == "little", "nodes are used as they are on disk"
+
+Entries = NDArray[np.uint64]
+
+_SLOT: Final = FANOUT - 1
+_SHIFTS: Final = tuple(
+    tuple(FANOUT_SHIFT * level for level in range(height - 1, -1, -1))
+    for height in range(MAX_HEIGHT + 1)
+)
+_BLOCK_FIELD: Final = BLOCK_MASK << 1
+_HOLE: Final = -(1 << 62)
+
+PENDING: Final = CHECK_MASK << CHECK_SHIFT | 1 << 40
+"""The lowest entry that points to a dirty node; no real block number reaches this far."""
+
+
+class Run(NamedTuple):
+    """Adjacent virtual blocks that are adjacent in the store as well, or a hole.
+
+    `length` is in blocks; `block` is 0 for a hole; `owned` says that the blocks may be
+    overwritten in place.
+    """
+
+    first: int
+    length: int
+    block: int
+    owned: bool
+
+
+class Visit(NamedTuple):
+    """One node met on a walk.
+
+    `level` is 0 for a leaf; `base` is the first virtual block below the node; `entry` is
+    what points to it; `owned` says whether it belongs to this VDI alone; `entries` are
+    its 512 entries; `other` those of the tree compared with (all 0 without one).
+    """
+
+    level: int
+    base: int
+    entry: int
+    owned: bool
+    entries: Entries
+    other: Entries
+
+
+class _Scope(NamedTuple):
+    """What a walk covers; see `RadixMap.walk`."""
+
+    first: int = 0
+    end: int = 1 << 62
+    enter: Callable[[int], bool] | None = None
+    damaged: Callable[[Corrupt], None] | None = None
+    other: RadixMap | None = None
+    wait: bool = True
+
+
+_EVERYTHING: Final = _Scope()
+_NOTHING: Final[Entries] = np.zeros(FANOUT, np.uint64)
+_NOTHING.flags.writeable = False
+
+
+def blocks_of(entries: Entries) -> NDArray[np.int64]:
+    """Return the block numbers of an array of entries."""
+    return ((entries >> 1) & BLOCK_MASK).astype(np.int64)
+
+
+class RadixMap:
+    """One tree: that of a snapshot, or the live one of a VDI with its changes.
+
+    Args:
+        store: where nodes are read and, for a live map, reserved and queued.
+        root: the root entry; 0 is an empty map.
+        height: levels, 1 to 4.
+        mapped: data blocks it maps.
+        own: blocks, data and nodes, that belong to this VDI alone.
+
+    Attributes:
+        freed: blocks to release after the commit of the changes so far.
+    """
+
+    def __init__(
+        self, store: Blockstore, root: int, height: int, mapped: int = 0, own: int = 0
+    ) -> None:
+        """Take a committed tree."""
+        self.root = root
+        self.height = height
+        self.mapped = mapped
+        self.own = own
+        self.freed: list[int] = []
+        self._store = store
+        self._cache = store.nodes
+        self._dirty: dict[int, Node] = {}
+        self._leaves: dict[int, Node] = {}
+        self._pending = PENDING
+
+    @property
+    def dirty(self) -> int:
+        """How many nodes wait for a commit."""
+        return len(self._dirty)
+
+    @property
+    def capacity(self) -> int:
+        """Virtual blocks that a tree of this height can map."""
+        return 1 << (FANOUT_SHIFT * self.height)
+
+    # -- reading -----------------------------------------------------------------------
+
+    def lookup(self, vblock: int, wait: bool = True) -> int:
+        """Return the data entry of one virtual block, 0 for a hole.
+
+        Its writable flag says whether the block may be overwritten in place.
+
+        Raises:
+            WouldBlock: `wait` is false and a node on the path is not in memory.
+            Corrupt: a node on the path is damaged.
+        """
+        entry = owned = self.root
+        dirty, young = self._dirty, self._cache.young
+        for shift in _SHIFTS[self.height]:
+            if not entry:
+                return 0
+            key = entry >> 1
+            node = dirty.get(key) or young.get(key) or self._store.node(entry, wait)
+            entry = node[vblock >> shift & _SLOT]
+            owned &= entry
+        return entry & -2 | owned & WRITABLE
+
+    def lookup_range(self, first: int, count: int, wait: bool = True) -> list[Run]:
+        """Return the runs that make up `count` virtual blocks from `first` on, in order.
+
+        Raises:
+            WouldBlock, Corrupt: as `lookup`.
+        """
+        starts: list[int] = []
+        keys: list[int] = []
+        position = first
+
+        def hole(end: int) -> None:
+            if position < end and (not keys or keys[-1] != _HOLE):
+                starts.append(position)
+                keys.append(_HOLE)
+
+        end = first + count
+        for visit in self.walk(first, end, wait=wait):
+            if visit.level:
+                continue
+            low = max(first, visit.base)
+            high = min(end, visit.base + FANOUT)
+            hole(low)
+            entries = visit.entries[low - visit.base : high - visit.base]
+            blocks = blocks_of(entries)
+            owned = (entries & visit.owned).astype(np.int64)
+            key = np.where(blocks, (blocks - np.arange(low, high)) * 2 + owned, _HOLE)
+            breaks = np.flatnonzero(key[1:] != key[:-1]) + 1
+            for at in chain((0,), breaks.tolist()):
+                value = int(key[at])
+                if not keys or value != keys[-1]:
+                    starts.append(low + at)
+                    keys.append(value)
+            position = high
+        hole(end)
+        starts.append(end)
+        return [
+            Run(start, after - start, 0, False)
+            if key == _HOLE
+            else Run(start, after - start, (key >> 1) + start, bool(key & 1))
+            for start, after, key in zip(starts, starts[1:], keys, strict=False)
+        ]
+
+    def walk(
+        self,
+        first: int = 0,
+        end: int | None = None,
+        *,
+        enter: Callable[[int], bool] | None = None,
+        damaged: Callable[[Corrupt], None] | None = None,
+        other: RadixMap | None = None,
+        wait: bool = True,
+    ) -> Iterator[Visit]:
+        """Visit the nodes above the virtual blocks from `first` up to `end`, parents first.
+
+        Args:
+            first: first virtual block of interest.
+            end: the one behind the last; the whole tree by default.
+            enter: asked with each entry before its node is read; false leaves it out
+                with all below it.
+            damaged: told of nodes that cannot be read, which are then left out; without
+                it the error is raised.
+            other: leave out what this tree has in common with the map.
+            wait: read nodes from the device if need be.
+
+        Raises:
+            WouldBlock, Corrupt: as `lookup`.
+        """
+        scope = _Scope(first, 1 << 62 if end is None else end, enter, damaged, other, wait)
+        theirs = other.root if other else 0
+        level = max(self.height, other.height if other else 0) - 1
+        yield from self._visit(level, 0, self.root, self.root, theirs, scope)
+
+    def _visit(
+        self, level: int, base: int, entry: int, flags: int, theirs: int, scope: _Scope
+    ) -> Iterator[Visit]:
+        """Visit one subtree; bit 0 of `flags` says whether its parent and it are owned."""
+        if not (entry ^ theirs) & ~WRITABLE or (scope.enter and not scope.enter(entry)):
+            return
+        try:
+            entries = self._entries(entry, level, scope.wait)
+            other = scope.other._entries(theirs, level, scope.wait) if scope.other else _NOTHING
+        except Corrupt as error:
+            if scope.damaged is None:
+                raise
+            scope.damaged(error)
+            return
+        yield Visit(level, base, entry, bool(flags & WRITABLE), entries, other)
+        if not level:
+            return
+        shift = FANOUT_SHIFT * level
+        low = max(0, scope.first - base) >> shift
+        high = min(FANOUT, -((base - scope.end) >> shift))
+        changed = (entries[low:high] ^ other[low:high]) > WRITABLE
+        for slot in (np.flatnonzero(changed) + low).tolist():
+            child = int(entries[slot])
+            yield from self._visit(
+                level - 1, base + (slot << shift), child, flags & child, int(other[slot]), scope
+            )
+
+    def _entries(self, entry: int, level: int, wait: bool) -> Entries:
+        """Return the entries of a node, also of those a higher tree would have on top."""
+        if not entry:
+            return _NOTHING
+        if level >= self.height:
+            entries = np.zeros(FANOUT, np.uint64)
+            entries[0] = entry
+            return entries
+        return np.frombuffer(self._node(entry, wait), np.uint64)
+
+    def diff(self, other: RadixMap) -> Iterator[tuple[int, int]]:
+        """Yield (first virtual block, count) where this map and `other` differ.
+
+        Shared subtrees are skipped unread, so the cost follows the change. Two blocks
+        differ when they are stored in different places, even if their bytes are equal.
+        """
+        start = end = 0
+        for visit in self.walk(other=other):
+            if visit.level:
+                continue
+            changed = np.flatnonzero((visit.entries ^ visit.other) & _BLOCK_FIELD) + visit.base
+            for low in changed.tolist():
+                if low != end:
+                    if end > start:
+                        yield start, end - start
+                    start = low
+                end = low + 1
+        if end > start:
+            yield start, end - start
+
+    # -- changing ----------------------------------------------------------------------
+
+    def prepare(self, first: int, count: int) -> None:
+        """Make sure that a later `update` of these virtual blocks cannot fail.
+
+        Raises:
+            NoSpace: the store has no room for the nodes.
+            Corrupt: a node on the path is damaged.
+        """
+        for leaf in range(first >> FANOUT_SHIFT, ((first + count - 1) >> FANOUT_SHIFT) + 1):
+            if leaf not in self._leaves:
+                self._make_dirty(0, leaf, False)
+
+    def update(self, first: int, block: int, count: int = 1) -> None:
+        """Map `count` virtual blocks from `first` on to blocks from `block` on, as owned.
+
+        What they were mapped to is freed after the commit if this VDI owned it.
+
+        Raises:
+            NoSpace, Corrupt: as `prepare`; what was done before stays.
+        """
+        while count:
+            leaf, at = first >> FANOUT_SHIFT, first & _SLOT
+            part = min(count, FANOUT - at)
+            node = self._leaves.get(leaf) or self._make_dirty(0, leaf, False)
+            if part == 1:
+                old = node[at]
+                node[at] = block << 1 | WRITABLE
+                if not old:
+                    self.mapped += 1
+                    self.own += 1
+                elif old & WRITABLE:
+                    self.freed.append(old >> 1 & BLOCK_MASK)
+                else:
+                    self.own += 1
+            else:
+                entries = np.frombuffer(node, np.uint64)[at : at + part]
+                self._forget(entries)
+                entries[:] = np.arange(block, block + part, dtype=np.uint64) << 1 | WRITABLE
+                self.mapped += part
+                self.own += part
+            first += part
+            block += part
+            count -= part
+
+    def trim(self, first: int, end: int) -> None:
+        """Turn the virtual blocks from `first` up to `end` into holes.
+
+        Raises:
+            NoSpace: not even the space kept back for such work suffices; commit, then
+                try again. What was done before stays.
+            Corrupt: a node on the path is damaged.
+        """
+        end = min(end, self.capacity)
+        if not self.root or first >= end:
+            return
+        if first == 0 and end == self.capacity:
+            self._drop(self.height - 1, 0, self.root)
+            self.root = 0
+        else:
+            self._trim(self.height - 1, 0, first, end)
+
+    def _trim(self, level: int, index: int, first: int, end: int) -> None:
+        """Trim a part of the virtual blocks below one node that exists."""
+        shift = FANOUT_SHIFT * level
+        base = index << (shift + FANOUT_SHIFT)
+        low, high = (first - base) >> shift, (end - 1 - base) >> shift
+        node = self._find(level, index)
+        slots = (np.flatnonzero(np.frombuffer(node, np.uint64)[low : high + 1]) + low).tolist()
+        for slot in slots:
+            start = base + (slot << shift)
+            after = start + (1 << shift)
+            if level and (first > start or end < after):
+                child = index << FANOUT_SHIFT | slot
+                self._trim(level - 1, child, max(first, start), min(end, after))
+                continue
+            if level == 0:
+                node = self._make_dirty(0, index, True)
+                entries = np.frombuffer(node, np.uint64)[low : high + 1]
+                self._forget(entries)
+                entries[:] = 0
+                return
+            node = self._make_dirty(level, index, True)
+            self._drop(level - 1, index << FANOUT_SHIFT | slot, node[slot])
+            node[slot] = 0
+
+    def clear(self) -> None:
+        """Make the map empty, freeing what this VDI owns; for a rollback."""
+        self.trim(0, self.capacity)
+
+    def replace(self, root: int, height: int, mapped: int) -> None:
+        """Take over another committed tree, which this VDI does not own; after `clear`."""
+        self.root, self.height, self.mapped = root & ~WRITABLE, height, mapped
+
+    def raise_to(self, height: int) -> None:
+        """Add levels on top so that the tree can map more.
+
+        Raises:
+            NoSpace: the store has no room for the nodes.
+        """
+        while self.height < height:
+            if self.root:
+                self._store.allocator.reserve(1)
+                node = empty_node()
+                node[0] = self.root
+                self.root = self._add_dirty(node)
+            self.height += 1
+
+    def freeze(self) -> None:
+        """Give every dirty node a block, queue them all, and become a committed tree."""
+        if not self._dirty:
+            return
+        allocator = self._store.allocator
+        count = len(self._dirty)
+        runs = allocator.take_reserved(count)
+        blocks = chain.from_iterable(range(start, start + size) for start, size in runs)
+        self.root = self._freeze(self.root, self.height - 1, blocks)
+        unused = list(blocks)
+        self.own -= len(unused)
+        allocator.release(unused)
+        self._dirty.clear()
+        self._leaves.clear()
+
+    def _freeze(self, entry: int, level: int, blocks: Iterator[int]) -> int:
+        """Freeze one dirty subtree; return the entry that points to it from now on."""
+        node = self._dirty[entry >> 1]
+        entries = np.frombuffer(node, np.uint64)
+        if level:
+            for slot in np.flatnonzero(entries >= PENDING).tolist():
+                node[slot] = self._freeze(node[slot], level - 1, blocks)
+        if not entries.any():
+            return 0
+        data = bytes(node)
+        frozen = pack_entry(next(blocks), node_check(data), True)
+        self._store.queue(frozen >> 1 & BLOCK_MASK, data)
+        self._cache.put(frozen >> 1, memoryview(data).cast("Q"))
+        return frozen
+
+    def disown(self) -> None:
+        """Leave the whole tree to a snapshot: from now on every change copies."""
+        self.root &= ~WRITABLE
+        self.own = 0
+
+    def _node(self, entry: int, wait: bool = True) -> Node:
+        if entry >= PENDING:
+            return self._dirty[entry >> 1]
+        return self._store.node(entry, wait)
+
+    def _find(self, level: int, index: int) -> Node:
+        """Return the existing node at (level, index)."""
+        entry = self.root
+        for depth in range(self.height - 1, level, -1):
+            entry = self._node(entry)[index >> FANOUT_SHIFT * (depth - 1 - level) & _SLOT]
+        return self._node(entry)
+
+    def _make_dirty(self, level: int, index: int, urgent: bool) -> Node:
+        """Return the node at (level, index) as a dirty one, with the path to it."""
+        path: list[tuple[int, bool, Node | None]] = []
+        entry, owned = self.root, bool(self.root & WRITABLE)
+        for depth in range(self.height - 1, level - 1, -1):
+            node = self._node(entry) if entry else None
+            path.append((entry, owned, node))
+            if depth > level and node is not None:
+                entry = node[index >> FANOUT_SHIFT * (depth - 1 - level) & _SLOT]
+                owned = owned and bool(entry & WRITABLE)
+            else:
+                entry = 0
+        clean = sum(entry < PENDING for entry, _, _ in path)
+        self._store.allocator.reserve(clean, urgent)
+        parent: Node | None = None
+        for step, (entry, owned, node) in enumerate(path):
+            if entry < PENDING:
+                node = self._copy(entry, owned, node)
+                entry = self._add_dirty(node)
+                if parent is None:
+                    self.root = entry
+                else:
+                    depth = self.height - 1 - step
+                    parent[index >> FANOUT_SHIFT * (depth - level) & _SLOT] = entry
+            parent = node
+        assert parent is not None
+        if level == 0:
+            self._leaves[index] = parent
+        return parent
+
+    def _copy(self, entry: int, owned: bool, node: Node | None) -> Node:
+        """Return a node to change instead of a committed one (or of none)."""
+        if node is None:
+            return empty_node()
+        copy = memoryview(bytearray(node)).cast("Q")
+        if owned:
+            self.freed.append(entry >> 1 & BLOCK_MASK)
+            self.own -= 1
+        else:
+            entries = np.frombuffer(copy, np.uint64)
+            entries &= np.uint64(~WRITABLE & (1 << 64) - 1)
+        return copy
+
+    def _add_dirty(self, node: Node) -> int:
+        """Keep a dirty node; return the entry that points to it. Its block is reserved."""
+        entry = self._pending | WRITABLE
+        self._pending += 2
+        self._dirty[entry >> 1] = node
+        self.own += 1
+        return entry
+
+    def _forget(self, entries: Entries) -> None:
+        """Account for data entries of a dirty leaf that are about to be replaced."""
+        old = entries[entries != 0]
+        if old.size:
+            owned = blocks_of(old[(old & WRITABLE) != 0])
+            self.freed.extend(owned.tolist())
+            self.mapped -= old.size
+            self.own -= owned.size
+
+    def _drop(self, level: int, index: int, entry: int) -> None:
+        """Account for a subtree that is about to be cut off a node that is owned."""
+        base = index << FANOUT_SHIFT * (level + 1)
+        for visit in self._visit(level, base, entry, entry, 0, _EVERYTHING):
+            if visit.level == 0:
+                entries = visit.entries[visit.entries != 0]
+                self.mapped -= entries.size
+                if visit.owned:
+                    data = blocks_of(entries[(entries & WRITABLE) != 0])
+                    self.freed.extend(data.tolist())
+                    self.own -= data.size
+                self._leaves.pop(visit.base >> FANOUT_SHIFT, None)
+            if visit.entry >= PENDING:
+                del self._dirty[visit.entry >> 1]
+                self._store.allocator.unreserve(1)
+                self.own -= 1
+            elif visit.owned:
+                self.freed.append(visit.entry >> 1 & BLOCK_MASK)
+                self.own -= 1

@@ -1,0 +1,198 @@
+"""Names and ids to VDI records: the table of VDIs in the system extent.
+
+VDI number N has two blocks at a fixed place, written alternately, so creating, listing
+and committing need no index. The table ends at the first stretch of `_WINDOW` blocks
+that were never written. A record that is damaged in both slots is reported by itself; it
+never hides the others.
+"""
+
+from __future__ import annotations
+
+import struct
+import uuid
+from collections.abc import Iterator
+from typing import Final
+
+from core.blockstore import Blockstore
+from core.errors import BadRequest, Corrupt, NotFound
+from core.format import (
+    BLOCK,
+    BLOCK_SHIFT,
+    FREE,
+    LIVE,
+    MAX_LABEL,
+    MAX_NAME,
+    ZERO_BLOCK,
+    VdiRecord,
+)
+
+_WINDOW: Final = 256
+_SEQUENCE: Final = struct.Struct("<28xQ")
+_RETRIES: Final = 3
+
+
+class Registry:
+    """The VDI table of an open store."""
+
+    def __init__(self, store: Blockstore) -> None:
+        """Read nothing yet."""
+        self._store = store
+
+    def scan(self) -> Iterator[tuple[int, VdiRecord | Corrupt]]:
+        """Yield (id, record or what is wrong with it) for every VDI that ever was."""
+        sb = self._store.sb
+        for first in range(0, sb.max_vdis, _WINDOW // 2):
+            count = min(_WINDOW // 2, sb.max_vdis - first)
+            raw = self._store.device.pread(sb.vdi_slot(first, 0) << BLOCK_SHIFT, 2 * count * BLOCK)
+            if raw == bytes(len(raw)):
+                return
+            for number in range(first, first + count):
+                at = 2 * (number - first) * BLOCK
+                record = self._parse(number, raw[at : at + 2 * BLOCK])
+                if record is not None:
+                    yield number, record
+
+    def _parse(self, number: int, pair: bytes) -> VdiRecord | Corrupt | None:
+        """Return the current record of a pair of slots, None when no VDI was made there."""
+        slots = sorted(
+            (pair[:BLOCK], pair[BLOCK:]), key=lambda s: _SEQUENCE.unpack_from(s)[0], reverse=True
+        )
+        valid = [VdiRecord.unpack(slots[0], self._store.sb.uuid, number)]
+        # A damaged slot may claim any sequence, so only a valid higher one ends the search.
+        if valid[0] is None:
+            valid.append(VdiRecord.unpack(slots[1], self._store.sb.uuid, number))
+        if valid[-1] is not None:
+            return valid[-1]
+        if ZERO_BLOCK in slots:
+            return None  # a creation that a crash cut off; a finished one fills both slots
+        return Corrupt(
+            f"both records of VDI {number} are damaged", self._store.sb.vdi_slot(number, 0)
+        )
+
+    def get(self, number: int) -> VdiRecord | None:
+        """Return the current record of one VDI, None when there never was one.
+
+        Raises:
+            Corrupt: both slots are damaged.
+        """
+        if not 0 <= number < self._store.sb.max_vdis:
+            return None
+        at = self._store.sb.vdi_slot(number, 0) << BLOCK_SHIFT
+        record: VdiRecord | Corrupt | None = None
+        for _ in range(_RETRIES):  # a reader beside a writer may catch it in mid-write
+            record = self._parse(number, self._store.device.pread(at, 2 * BLOCK))
+            if not isinstance(record, Corrupt):
+                return record
+        raise record  # type: ignore[misc]  # the loop ran, so it is the Corrupt
+
+    def vdis(self, state: int = LIVE) -> list[VdiRecord]:
+        """Return the readable records in one state, by id."""
+        return [r for _, r in self.scan() if isinstance(r, VdiRecord) and r.state == state]
+
+    def find(self, reference: str, state: int = LIVE) -> VdiRecord:
+        """Return the VDI that an id, a name or a UUID stands for.
+
+        Raises:
+            NotFound: there is none; the hint has names that come close.
+            Corrupt: it is known by id and both its slots are damaged.
+        """
+        if reference.isascii() and reference.isdigit():
+            record = self.get(int(reference))
+            if record is not None and record.state == state:
+                return record
+            raise NotFound(f"there is no VDI {reference}", "'plxsh vdi list' shows those there are")
+        wanted = _uuid_bytes(reference)
+        records = self.vdis(state)
+        for record in records:
+            if record.name == reference or record.uuid == wanted:
+                return record
+        raise NotFound(f"there is no VDI {reference!r}", _suggest(reference, records))
+
+    def free_id(self) -> int:
+        """Return the lowest id that may be given to a new VDI.
+
+        Raises:
+            BadRequest: the table is full.
+        """
+        expected = 0
+        for number, record in self.scan():
+            if number > expected or (isinstance(record, VdiRecord) and record.state == FREE):
+                break
+            expected = number + 1
+        if expected >= self._store.sb.max_vdis:
+            raise BadRequest(
+                f"the store has room for {expected} VDIs and all are taken",
+                "delete some and run 'plxsh store gc'",
+            )
+        return expected
+
+    def write(self, record: VdiRecord) -> None:
+        """Write a record into the slot its sequence number names. Not yet durable."""
+        sb = self._store.sb
+        block = sb.vdi_slot(record.id, record.sequence % 2)
+        self._store.device.pwritev(block << BLOCK_SHIFT, [record.pack(sb.uuid)])
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that no VDI may have.
+
+    Raises:
+        BadRequest: with the rule it breaks.
+    """
+    _check_text("name", name, MAX_NAME)
+    if name.isascii() and name.isdigit():
+        raise BadRequest(f"the name {name!r} would be taken for an id", "add a letter to it")
+    if _uuid_bytes(name):
+        raise BadRequest(f"the name {name!r} would be taken for a UUID", "take another")
+    if "@" in name:
+        raise BadRequest(f"the name {name!r} contains '@'", "that stands before a snapshot's label")
+
+
+def check_label(label: str) -> None:
+    """Refuse a label that no snapshot may have.
+
+    Raises:
+        BadRequest: with the rule it breaks.
+    """
+    _check_text("label", label, MAX_LABEL)
+    block, _, offset = label.partition(".")
+    if block.isdigit() and (offset.isdigit() or not offset):
+        raise BadRequest(f"the label {label!r} would be taken for an id", "add a letter to it")
+
+
+def _check_text(what: str, text: str, limit: int) -> None:
+    try:
+        length = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise BadRequest(f"the {what} is not valid UTF-8", "check the terminal's locale") from error
+    if not text:
+        raise BadRequest(f"the {what} is empty", f"give a {what} of 1 to {limit} bytes")
+    if length > limit:
+        raise BadRequest(
+            f"the {what} has {length} bytes", f"a {what} has at most {limit} bytes of UTF-8"
+        )
+    if not text.isprintable() or text != text.strip():
+        raise BadRequest(
+            f"the {what} {text!r} has spaces at its ends or characters that cannot be shown",
+            "take them out",
+        )
+
+
+def _uuid_bytes(text: str) -> bytes | None:
+    """Return the bytes of a UUID in its usual form, None for any other text."""
+    if len(text) != 36:
+        return None
+    try:
+        return uuid.UUID(text).bytes
+    except ValueError:
+        return None
+
+
+def _suggest(reference: str, records: list[VdiRecord]) -> str:
+    """Return a hint with the names that come close to a mistyped one."""
+    from difflib import get_close_matches  # only when something went wrong
+
+    close = get_close_matches(reference, [record.name for record in records], 3, 0.5)
+    if close:
+        return "did you mean " + " or ".join(map(repr, close)) + "?"
+    return "'plxsh vdi list' shows those there are"

@@ -1,0 +1,444 @@
+"""A session: one process that has a store open, and all that can be done with its VDIs.
+
+Commands and the tap work through this class. Opened for reading it needs no lock and
+works beside a writer: it sees what is committed.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from threading import Event
+
+from core import snaplog
+from core.blockstore import DEFAULT_CACHE, Blockstore, Mode
+from core.commit import Change, Commit
+from core.errors import BadRequest, InUse, NotFound, ParallaxError
+from core.format import (
+    BLOCK,
+    BLOCK_SHIFT,
+    DELETED,
+    MAX_VDI_SIZE,
+    WRITABLE,
+    LogBlock,
+    VdiRecord,
+    height_for,
+)
+from core.lock_master import LockMaster
+from core.registry import Registry, check_name
+from core.snaplog import Snapshot, SnapshotId
+from core.vdi import Image, Vdi, prepare_commit
+
+
+class PendingCommit:
+    """A commit whose `sync` may run on another thread while this one goes on."""
+
+    def __init__(self, commit: Commit) -> None:
+        """Wrap a prepared commit."""
+        self._commit = commit
+        self._synced = Event()
+        self._finished = False
+        self.error: ParallaxError | None = None
+
+    def sync(self) -> None:
+        """Wait for the disk, on any thread; never raises, see `error`."""
+        try:
+            self._commit.sync()
+        except ParallaxError as error:
+            self.error = error
+        finally:
+            self._synced.set()
+
+    def finish(self) -> None:
+        """Wait for `sync`, then free what was superseded; a second call does nothing.
+
+        Raises:
+            IoFailed, Fenced: what went wrong in `sync`.
+        """
+        self._synced.wait()
+        if self.error is not None:
+            raise self.error
+        if not self._finished:
+            self._finished = True
+            self._commit.finish()
+
+
+class Session:
+    """An open store and its VDIs.
+
+    Args:
+        store: the open store.
+        locks: grants VDIs and extents.
+    """
+
+    def __init__(self, store: Blockstore, locks: LockMaster) -> None:
+        """Open no VDI yet."""
+        self.store = store
+        self.registry = Registry(store)
+        self._locks = locks
+        self._open: dict[int, tuple[Vdi, int]] = {}
+        self._pending: PendingCommit | None = None
+
+    @classmethod
+    def open(cls, path: str, mode: Mode = "write", cache: int = DEFAULT_CACHE) -> Session:
+        """Open the store in a file or device; raises as `Blockstore.open`."""
+        locks = LockMaster()
+        return cls(Blockstore.open(path, mode, locks, cache), locks)
+
+    def __enter__(self) -> Session:
+        """Return itself; leaving the block closes it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """Commit what is open and let go of the store; a second call does nothing.
+
+        Raises:
+            NoSpace, IoFailed, Fenced: the last commit failed; everything is closed.
+        """
+        try:
+            if self._open and self.store.failed is None:
+                self.commit([vdi for vdi, _ in self._open.values() if vdi.written])
+        finally:
+            for vdi, _ in self._open.values():
+                vdi.close()
+            self._open.clear()
+            self.store.close()
+
+    # -- finding -----------------------------------------------------------------------
+
+    def snapshots(self, record: VdiRecord) -> Iterator[Snapshot]:
+        """Yield the snapshots of a VDI, newest first; see `snaplog.snapshots`."""
+        return snaplog.snapshots(self.store, record)
+
+    def find_snapshot(self, reference: str) -> Snapshot:
+        """Return the snapshot that `BLOCK.OFFSET`, `VDI@LABEL` or `VDI@BLOCK.OFFSET` names.
+
+        When several snapshots of a VDI have the label, the newest is meant.
+
+        Raises:
+            NotFound: there is no such VDI or snapshot.
+            BadRequest: the reference has none of these forms.
+        """
+        vdi, at, label = reference.rpartition("@")
+        where = parse_snapshot_id(label)
+        if where is None and not at:
+            raise BadRequest(
+                f"{reference!r} names no snapshot", "write BLOCK.OFFSET, VDI@LABEL or BLOCK OFFSET"
+            )
+        found = None
+        if not at:
+            assert where is not None
+            found = self._snapshot_anywhere(where)
+        else:
+            for snapshot in self.snapshots(self.registry.find(vdi)):
+                if snapshot.id == where or (where is None and snapshot.label == label):
+                    found = snapshot
+                    break
+        if found is None:
+            raise NotFound(
+                f"there is no snapshot {reference}", "'plxsh snap list VDI' shows those of a VDI"
+            )
+        return found
+
+    def _snapshot_anywhere(self, where: SnapshotId) -> Snapshot | None:
+        """Find a snapshot by its id alone: its block tells whose it is."""
+        sb = self.store.sb
+        if not sb.holds_payload(where.block):
+            return None
+        raw = self.store.device.pread(where.block << BLOCK_SHIFT, BLOCK)
+        page = LogBlock.unpack(raw, sb.uuid)
+        record = self.registry.get(page.vdi) if page else None
+        if record is not None and record.state != DELETED:
+            found = snaplog.find(self.store, record, where)
+            if found is not None:
+                return found
+        for record in self.registry.vdis():
+            if record.log_block == where.block:
+                return snaplog.find(self.store, record, where)
+        return None
+
+    def image(self, snapshot: Snapshot) -> Image:
+        """Return the contents of a snapshot, for reading."""
+        return Image(self.store, snapshot.root, snapshot.height, snapshot.size)
+
+    def live_image(self, record: VdiRecord) -> Image:
+        """Return the contents of a VDI as of its last commit, for reading.
+
+        Meaningful only while nobody writes: open the session as "shared" or "write".
+        """
+        return Image(self.store, record.root, record.height, record.size)
+
+    def clones(self, record: VdiRecord) -> list[VdiRecord]:
+        """Return the VDIs that were made from a snapshot of this one."""
+        return [r for r in self.registry.vdis() if r.parent_uuid == record.uuid]
+
+    # -- making and dropping VDIs ------------------------------------------------------
+
+    def create(self, name: str, size: int = 0, parent: Snapshot | None = None) -> VdiRecord:
+        """Make a VDI, empty or a clone of a snapshot, and return its record.
+
+        Args:
+            name: unique among the VDIs of the store.
+            size: bytes; a clone has the size of its snapshot unless this is more.
+            parent: the snapshot to clone.
+
+        Raises:
+            BadRequest: the name or the size is not possible, or the name is taken.
+        """
+        check_name(name)
+        if not 0 <= size <= MAX_VDI_SIZE:
+            raise BadRequest(
+                f"a VDI of {size} bytes is not possible", f"the most is {MAX_VDI_SIZE} (256T)"
+            )
+        if parent is not None and 0 < size < parent.size:
+            raise BadRequest(
+                f"the snapshot has {parent.size} bytes, the clone cannot have {size}",
+                "clone it without --size, then use 'vdi resize --force'",
+            )
+        self.store.allocator  # noqa: B018  # refuses a store open for reading
+        grant = self._locks.acquire("registry")
+        try:
+            self._refuse_taken(name)
+            record = self._write_new(name, parent.size if parent else size, parent)
+        finally:
+            grant.release()
+        if parent is not None and size > parent.size:
+            self.resize(record, size)
+        return record
+
+    def _refuse_taken(self, name: str) -> None:
+        for record in self.registry.vdis():
+            if record.name == name:
+                raise BadRequest(
+                    f"the name {name!r} is taken by VDI {record.id}", "choose another name"
+                )
+
+    def _write_new(self, name: str, size: int, parent: Snapshot | None) -> VdiRecord:
+        """Commit the record of a new VDI, then fill its second slot."""
+        number = self.registry.free_id()
+        old = self.registry.get(number)
+        grant = self._locks.acquire(f"vdi/{number}", old.token if old else 0)
+        now = time.time_ns()
+        record = VdiRecord(
+            number,
+            uuid.uuid4().bytes,
+            name,
+            sequence=old.sequence + 1 if old else 1,
+            size=size,
+            height=height_for(size),
+            token=grant.token,
+            created_ns=now,
+            modified_ns=now,
+            session=self.store.session,
+        )
+        if parent is not None:
+            source = self.registry.get(parent.vdi)
+            assert source is not None
+            record = replace(
+                record,
+                root=parent.root & ~WRITABLE,
+                height=parent.height,
+                mapped=parent.mapped,
+                parent_vdi=source.id,
+                parent_uuid=source.uuid,
+                parent_block=parent.id.block,
+                parent_offset=parent.id.offset,
+            )
+        try:
+            self.store.check_writable()
+            Commit(self.store, [Change(old, record, grant)]).run()
+            record = replace(record, sequence=record.sequence + 1)
+            self.registry.write(record)
+        finally:
+            grant.release()
+        return record
+
+    def rename(self, record: VdiRecord, name: str) -> None:
+        """Give a VDI another name; raises as `create`."""
+        check_name(name)
+        if name != record.name:
+            self._refuse_taken(name)
+        with self.opened(record) as vdi:
+            vdi.rename(name)
+
+    def resize(self, record: VdiRecord, size: int, force: bool = False) -> None:
+        """Change the size of a VDI in bytes.
+
+        Raises:
+            BadRequest: the size is not possible, or data would be lost and `force` is
+                not set.
+        """
+        with self.opened(record) as vdi:
+            if size < vdi.size and not force:
+                lost = sum(e.length for e in vdi.extents(size, vdi.size - size) if e.data)
+                if lost:
+                    raise BadRequest(
+                        f"{lost} bytes of data lie behind byte {size} of VDI {vdi.name!r}",
+                        "use --force to lose them, or take a snapshot first",
+                    )
+            vdi.resize(size)
+
+    def delete(self, record: VdiRecord, snapshots: bool = False) -> None:
+        """Delete a VDI; its space is freed by garbage collection.
+
+        Raises:
+            InUse: it has snapshots and `snapshots` is not set, it has clones, or it is
+                open.
+        """
+        if record.snapshots and not snapshots:
+            raise InUse(
+                f"VDI {record.name!r} has {record.snapshots} snapshots",
+                "delete them too with --snapshots",
+            )
+        clones = self.clones(record)
+        if clones:
+            names = ", ".join(repr(clone.name) for clone in clones[:5])
+            more = f" and {len(clones) - 5} more" if len(clones) > 5 else ""
+            raise InUse(f"VDI {record.name!r} has clones: {names}{more}", "delete the clones first")
+        if record.id in self._open:
+            raise InUse(f"VDI {record.name!r} is open", "close it first")
+        with self.opened(record) as vdi:
+            vdi.set_state(DELETED)
+
+    # -- snapshots ---------------------------------------------------------------------
+
+    def snapshot(self, record: VdiRecord, label: str = "") -> SnapshotId:
+        """Take a snapshot of a VDI and return its id; see `Vdi.snapshot`."""
+        with self.opened(record) as vdi:
+            return vdi.snapshot(label)
+
+    def delete_snapshot(self, snapshot: Snapshot) -> None:
+        """Delete a snapshot; clones made from it are not affected."""
+        with self.opened(self._owner(snapshot)) as vdi:
+            vdi.delete_snapshot(snapshot)
+
+    def rollback(self, record: VdiRecord, snapshot: Snapshot) -> None:
+        """Make the contents of a VDI those of one of its snapshots.
+
+        Raises:
+            BadRequest: it is a snapshot of another VDI.
+            InUse: the VDI is open.
+        """
+        if snapshot.vdi != record.id:
+            raise BadRequest(
+                f"{snapshot.id} is no snapshot of VDI {record.name!r}",
+                "clone it with 'vdi create NAME --from SNAPSHOT'",
+            )
+        if record.id in self._open:
+            raise InUse(f"VDI {record.name!r} is open", "close it first")
+        with self.opened(record) as vdi:
+            vdi.rollback(snapshot)
+
+    def _owner(self, snapshot: Snapshot) -> VdiRecord:
+        record = self.registry.get(snapshot.vdi)
+        assert record is not None
+        return record
+
+    # -- opening and committing --------------------------------------------------------
+
+    def open_vdi(self, record: VdiRecord) -> Vdi:
+        """Open a VDI for writing; each call needs its `release`.
+
+        Callers of one session share one `Vdi`.
+
+        Raises:
+            NotFound: it was deleted in the meantime.
+            ReadOnly: the store is open for reading.
+        """
+        vdi, users = self._open.get(record.id, (None, 0))
+        if vdi is None:
+            self.store.allocator  # noqa: B018  # refuses a store open for reading
+            current = self.registry.get(record.id)
+            if current is None or current.uuid != record.uuid:
+                raise NotFound(f"there is no VDI {record.name!r} any more", "list them again")
+            grant = self._locks.acquire(f"vdi/{record.id}", current.token)
+            vdi = Vdi(self.store, current, grant, self.make_room)
+        self._open[record.id] = (vdi, users + 1)
+        return vdi
+
+    def release(self, vdi: Vdi) -> None:
+        """Undo one `open_vdi`; the last one commits and gives the VDI up.
+
+        Raises:
+            NoSpace, IoFailed, Fenced: the commit failed; the VDI is given up.
+        """
+        _, users = self._open[vdi.id]
+        if users > 1:
+            self._open[vdi.id] = (vdi, users - 1)
+            return
+        try:
+            if vdi.written and self.store.failed is None:
+                self.commit([vdi])
+        finally:
+            del self._open[vdi.id]
+            vdi.close()
+
+    @contextmanager
+    def opened(self, record: VdiRecord) -> Iterator[Vdi]:
+        """Open a VDI for the length of a `with` block; commit at its end.
+
+        An error inside gives the VDI up without a commit, unless others have it open.
+        """
+        vdi = self.open_vdi(record)
+        try:
+            yield vdi
+            self.commit([vdi])
+        except BaseException:
+            _, users = self._open[vdi.id]
+            if users == 1:
+                del self._open[vdi.id]
+                vdi.close()
+            else:
+                self._open[vdi.id] = (vdi, users - 1)
+            raise
+        self.release(vdi)
+
+    @property
+    def open_vdis(self) -> list[Vdi]:
+        """The VDIs that are open."""
+        return [vdi for vdi, _ in self._open.values()]
+
+    def begin_commit(self, vdis: Iterable[Vdi]) -> PendingCommit:
+        """Prepare a commit of some VDIs, after the one before; see `PendingCommit`.
+
+        Raises:
+            NoSpace, IoFailed, Fenced: as `prepare_commit`, or the one before failed.
+        """
+        if self._pending is not None:
+            self._pending.finish()
+        self._pending = PendingCommit(prepare_commit(self.store, vdis))
+        return self._pending
+
+    def commit(self, vdis: Iterable[Vdi]) -> None:
+        """Make all that was written to some VDIs durable.
+
+        Raises:
+            NoSpace: the file system under the store is full; nothing is lost, try again.
+            Fenced, IoFailed: see `Commit`.
+        """
+        pending = self.begin_commit(vdis)
+        pending.sync()
+        pending.finish()
+
+    def make_room(self) -> bool:
+        """Free what waits for a commit; say whether there is any use in trying again."""
+        waiting = [vdi for vdi in self.open_vdis if vdi.map.freed]
+        if not waiting:
+            return False
+        self.commit(waiting)
+        return True
+
+
+def parse_snapshot_id(text: str) -> SnapshotId | None:
+    """Return the id that `BLOCK.OFFSET` stands for, None for any other text."""
+    block, dot, offset = text.partition(".")
+    if dot and block.isascii() and block.isdigit() and offset.isascii() and offset.isdigit():
+        return SnapshotId(int(block), int(offset))
+    return None

@@ -1,0 +1,118 @@
+#!/bin/sh
+# Make this machine ready for one target of the Makefile.
+#
+#   scripts/setup.sh check|demo|test   install the Debian packages that are missing
+#   scripts/setup.sh venv              the same for `check`, then build .venv
+#
+# apt is called only when something is missing, and only by root or with a sudo that asks
+# for no password; otherwise one line says what to install. PYTHON names the interpreter;
+# without it the first that is new enough is taken.
+set -eu
+cd "$(dirname "$0")/.."
+PATH=$PATH:/usr/sbin:/sbin
+
+fail() {
+    echo "setup: $*" >&2
+    exit 1
+}
+
+# has PACKAGE: is what we use of it there, wherever it came from?
+has() {
+    case $1 in
+        e2fsprogs) command -v mkfs.ext4 && command -v e2fsck && command -v debugfs ;;
+        graphviz) command -v dot ;;
+        libnbd-bin) command -v nbdcopy && command -v nbdinfo ;;
+        python3-libnbd) /usr/bin/python3 -c 'import nbd' ;;
+        qemu-system-x86) command -v qemu-system-x86_64 ;;
+        qemu-utils) command -v qemu-img && command -v qemu-io && command -v qemu-nbd ;;
+        *) command -v "$1" ;;
+    esac >/dev/null 2>&1
+}
+
+# find_python CODE: print the first interpreter new enough that runs CODE.
+find_python() {
+    code="import sys; assert sys.version_info >= (3, 11); $1"
+    if [ -n "${PYTHON:-}" ]; then
+        set -- "$PYTHON"
+    else
+        set -- python3 python3.14 python3.13 python3.12 python3.11 /usr/bin/python3
+    fi
+    for candidate; do
+        if "$candidate" -c "$code" >/dev/null 2>&1; then
+            echo "$candidate"
+            return
+        fi
+    done
+    return 1
+}
+
+can_make_venv='import venv, ensurepip'
+
+# missing PACKAGE...: print those that are not there, and what a first .venv needs.
+missing() {
+    if .venv/bin/python -c '' 2>/dev/null || find_python "$can_make_venv" >/dev/null; then
+        :
+    elif find_python pass >/dev/null; then
+        echo python3-venv
+    elif [ -z "${PYTHON:-}" ]; then
+        echo python3 python3-venv
+    fi
+    for package; do
+        has "$package" || echo "$package"
+    done
+}
+
+install() {
+    if ! command -v apt-get >/dev/null; then
+        fail "missing: $* (these are Debian's package names)"
+    elif [ "$(id -u)" -eq 0 ]; then
+        sudo=
+    elif sudo -n true 2>/dev/null; then
+        sudo="sudo -n"
+    else
+        fail "missing Debian packages: $* (as root: apt-get install $*)"
+    fi
+    echo "setup: installing Debian packages: $*"
+    apt="$sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300"
+    $apt update </dev/null || true # one dead source must not stop the others
+    $apt install --yes --no-install-recommends "$@" </dev/null ||
+        fail "could not install Debian packages: $*"
+}
+
+packages() {
+    # shellcheck disable=SC2046 # one word is one package
+    set -- $(missing "$@")
+    [ $# -eq 0 ] || install "$@"
+}
+
+build_venv() {
+    python=$(find_python "$can_make_venv") ||
+        fail "${PYTHON:-python3} is not Python 3.11 or newer with venv and ensurepip (name one: PYTHON=...)"
+    options=
+    if [ -e .venv ]; then
+        if ! .venv/bin/python -c '' 2>/dev/null; then
+            options=--clear # its interpreter is gone
+        elif [ -n "${PYTHON:-}" ] && [ "$PYTHON" != "$(cat .venv/.stamp 2>/dev/null)" ]; then
+            options=--clear # another interpreter was asked for
+        fi
+    fi
+    echo "setup: building .venv with $("$python" --version)"
+    rm -f .venv/.stamp
+    "$python" -m venv $options .venv
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+    echo "${PYTHON:-}" >.venv/.stamp
+}
+
+case ${1:-} in
+    check) packages ;;
+    demo) packages e2fsprogs graphviz "$(has libnbd-bin && echo libnbd-bin || echo qemu-utils)" ;;
+    test)
+        packages make e2fsprogs fio graphviz libnbd-bin nbdkit python3-libnbd \
+            qemu-system-x86 qemu-utils strace
+        ;;
+    venv)
+        packages
+        build_venv
+        ;;
+    *) fail "usage: scripts/setup.sh check|demo|test|venv" ;;
+esac

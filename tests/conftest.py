@@ -1,0 +1,30 @@
+"""What every test shares: how hard Hypothesis searches, and when `long` tests run.
+
+HYPOTHESIS_PROFILE is `fast` (the default, `make check`) or `ci` (`make test`).
+PARALLAX_LONG=1 lets the tests marked `long` run and searches with profile `long`.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+LONG = os.environ.get("PARALLAX_LONG") == "1"
+
+# No profile judges by the clock: a loaded machine is no bug.
+_untimed = settings(deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("fast", _untimed, max_examples=25, stateful_step_count=30)
+settings.register_profile("ci", _untimed, max_examples=200, stateful_step_count=50)
+settings.register_profile("long", _untimed, max_examples=20_000, stateful_step_count=100)
+settings.load_profile("long" if LONG else os.environ.get("HYPOTHESIS_PROFILE", "fast"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if LONG:
+        return
+    long = [item for item in items if item.get_closest_marker("long")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
