@@ -106,5 +106,7 @@ class Commit:
 
     def finish(self) -> None:
         """Free what the change superseded. Call it once, after `sync` succeeded."""
+        if self._changes:
+            self._store.allocator.settled()
         for change in self._changes:
             self._store.allocator.release(change.freed)

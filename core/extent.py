@@ -50,6 +50,7 @@ class Extent:
         self._blocks = sb.extent_blocks
         self._sequences = [part.sequence for part in parts]
         self._changed: set[int] = set()
+        self._unsettled: set[int] = set()
         joined = b"".join(part.bits for part in parts)
         self._bits = np.frombuffer(joined, np.uint8).copy()
         self._runs: deque[list[int]] = deque()
@@ -103,16 +104,34 @@ class Extent:
         """Mark allocated blocks of this extent as free.
 
         Raises:
-            Corrupt: one of them was free already; nothing is changed.
+            Corrupt: one of them was free already or is named twice; nothing is changed.
         """
         at = blocks - self._first
         byte, bit = at >> 3, np.left_shift(1, at & 7).astype(np.uint8)
         already = np.flatnonzero((self._bits[byte] & bit) == 0)
         if already.size:
             raise Corrupt("is freed, but was not allocated", int(blocks[already[0]]))
+        once, times = np.unique(blocks, return_counts=True)
+        if once.size != blocks.size:
+            raise Corrupt("is freed twice", int(once[times > 1][0]))
         np.bitwise_and.at(self._bits, byte, ~bit)
         self.free += blocks.size
         self._changed.update(np.unique(at // BITMAP_BITS).tolist())
+
+    def sweep(self, marked: NDArray[np.bool_]) -> int:
+        """Clear the bits of all blocks that are not marked; return how many there were.
+
+        Args:
+            marked: one flag per block of the extent.
+        """
+        keep = np.packbits(marked, bitorder="little")
+        bits = self._bits[: keep.size]
+        free = int(np.bitwise_count(bits & ~keep).sum())
+        if free:
+            bits &= keep
+            self.free += free
+            self._changed.update(range(len(self._sequences)))
+        return free
 
     @property
     def changed(self) -> bool:
@@ -120,13 +139,23 @@ class Extent:
         return bool(self._changed)
 
     def changes(self) -> Iterator[BitmapBlock]:
-        """Yield each bitmap part that changed, with its next sequence number."""
+        """Yield each bitmap part that changed, with its next sequence number.
+
+        A part that was handed out and not flushed since keeps its number, and so its
+        slot: the other slot is the only one that is known to be whole.
+        """
         for index in sorted(self._changed):
-            self._sequences[index] += 1
+            if index not in self._unsettled:
+                self._unsettled.add(index)
+                self._sequences[index] += 1
             bits = self._bits[index * BITMAP_BYTES : (index + 1) * BITMAP_BYTES]
             used = int(np.bitwise_count(bits).sum())
             yield BitmapBlock(self.number, index, self._sequences[index], used, bits.tobytes())
         self._changed.clear()
+
+    def settled(self) -> None:
+        """Note that all parts handed out so far are durable."""
+        self._unsettled.clear()
 
 
 def read_bitmap(device: BlockDevice, sb: Superblock, extent: int) -> list[BitmapBlock]:
@@ -233,7 +262,8 @@ class Allocator:
         extent = Extent(number, self._sb, read_bitmap(self._device, self._sb, number))
         self._grants.append(grant)
         self._extents[number] = extent
-        self._unclaimed.remove(number)
+        if number in self._unclaimed:  # not so if another session had it when it was tried
+            self._unclaimed.remove(number)
         self._free += extent.free
         now = time.time_ns()
         self._headers.append(
@@ -317,6 +347,26 @@ class Allocator:
                 extent.clear(mine)
                 self._free += mine.size
 
+    def sweep(self, marked: NDArray[np.bool_]) -> int:
+        """Free every block that is not marked, in all extents this session can claim.
+
+        Args:
+            marked: one flag per block of the store; changed here.
+
+        Returns:
+            How many blocks were freed.
+        """
+        freed = 0
+        for number in range(1, self._sb.extents):
+            extent = self._extents.get(number) or self._claim(number)
+            if extent:
+                start = self._sb.extent_start(number)
+                mine = marked[start : start + self._sb.extent_blocks]
+                mine[: self._sb.overhead] = True
+                freed += extent.sweep(mine)
+        self._free += freed
+        return freed
+
     @property
     def changed(self) -> bool:
         """Whether bitmaps or headers on disk are behind."""
@@ -335,6 +385,16 @@ class Allocator:
                 for part in extent.changes()
             ]
         return writes
+
+    def settled(self) -> None:
+        """Note that everything `changes` returned so far is durable."""
+        for extent in self._extents.values():
+            extent.settled()
+
+    @property
+    def free(self) -> int:
+        """Free blocks in the extents claimed so far, reserved ones included."""
+        return self._free
 
     def close(self) -> None:
         """Give the extents back."""

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.blockstore import Blockstore, Node, empty_node
-from core.errors import Corrupt
+from core.errors import IoFailed
 from core.format import (
     BLOCK_MASK,
     CHECK_MASK,
@@ -92,7 +92,7 @@ class _Scope(NamedTuple):
     first: int = 0
     end: int = 1 << 62
     enter: Callable[[int], bool] | None = None
-    damaged: Callable[[Corrupt], None] | None = None
+    damaged: Callable[[int, int, IoFailed], None] | None = None
     other: RadixMap | None = None
     wait: bool = True
 
@@ -216,7 +216,7 @@ class RadixMap:
         end: int | None = None,
         *,
         enter: Callable[[int], bool] | None = None,
-        damaged: Callable[[Corrupt], None] | None = None,
+        damaged: Callable[[int, int, IoFailed], None] | None = None,
         other: RadixMap | None = None,
         wait: bool = True,
     ) -> Iterator[Visit]:
@@ -225,10 +225,10 @@ class RadixMap:
         Args:
             first: first virtual block of interest.
             end: the one behind the last; the whole tree by default.
-            enter: asked with each entry before its node is read; false leaves it out
-                with all below it.
-            damaged: told of nodes that cannot be read, which are then left out; without
-                it the error is raised.
+            enter: asked with each entry (its writable flag says whether the node is
+                owned) before its node is read; false leaves it out with all below it.
+            damaged: told (level, base, error) of nodes that cannot be read, which are then
+                left out; without it the error is raised.
             other: leave out what this tree has in common with the map.
             wait: read nodes from the device if need be.
 
@@ -244,15 +244,17 @@ class RadixMap:
         self, level: int, base: int, entry: int, flags: int, theirs: int, scope: _Scope
     ) -> Iterator[Visit]:
         """Visit one subtree; bit 0 of `flags` says whether its parent and it are owned."""
-        if not (entry ^ theirs) & ~WRITABLE or (scope.enter and not scope.enter(entry)):
+        if not (entry ^ theirs) & ~WRITABLE:
+            return
+        if scope.enter and not scope.enter(entry & -2 | flags & WRITABLE):
             return
         try:
             entries = self._entries(entry, level, scope.wait)
             other = scope.other._entries(theirs, level, scope.wait) if scope.other else _NOTHING
-        except Corrupt as error:
+        except IoFailed as error:
             if scope.damaged is None:
                 raise
-            scope.damaged(error)
+            scope.damaged(level, base, error)
             return
         yield Visit(level, base, entry, bool(flags & WRITABLE), entries, other)
         if not level:
@@ -419,6 +421,13 @@ class RadixMap:
         allocator.release(unused)
         self._dirty.clear()
         self._leaves.clear()
+
+    def abandon(self) -> None:
+        """Forget every change since the last freeze and give its reservations back."""
+        self._store.allocator.unreserve(len(self._dirty))
+        self._dirty.clear()
+        self._leaves.clear()
+        self.freed.clear()
 
     def _freeze(self, entry: int, level: int, blocks: Iterator[int]) -> int:
         """Freeze one dirty subtree; return the entry that points to it from now on."""

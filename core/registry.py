@@ -29,6 +29,7 @@ from core.format import (
 _WINDOW: Final = 256
 _SEQUENCE: Final = struct.Struct("<28xQ")
 _RETRIES: Final = 3
+_ID_DIGITS: Final = 9
 
 
 class Registry:
@@ -97,7 +98,7 @@ class Registry:
             Corrupt: it is known by id and both its slots are damaged.
         """
         if reference.isascii() and reference.isdigit():
-            record = self.get(int(reference))
+            record = self.get(int(reference)) if len(reference) <= _ID_DIGITS else None
             if record is not None and record.state == state:
                 return record
             raise NotFound(f"there is no VDI {reference}", "'plxsh vdi list' shows those there are")
@@ -108,23 +109,18 @@ class Registry:
                 return record
         raise NotFound(f"there is no VDI {reference!r}", _suggest(reference, records))
 
-    def free_id(self) -> int:
-        """Return the lowest id that may be given to a new VDI.
+    def free_ids(self) -> Iterator[int]:
+        """Yield the ids that may be given to new VDIs, lowest first.
 
-        Raises:
-            BadRequest: the table is full.
+        The table is read as the ids are asked for.
         """
         expected = 0
         for number, record in self.scan():
-            if number > expected or (isinstance(record, VdiRecord) and record.state == FREE):
-                break
+            yield from range(expected, number)
+            if isinstance(record, VdiRecord) and record.state == FREE:
+                yield number
             expected = number + 1
-        if expected >= self._store.sb.max_vdis:
-            raise BadRequest(
-                f"the store has room for {expected} VDIs and all are taken",
-                "delete some and run 'plxsh store gc'",
-            )
-        return expected
+        yield from range(expected, self._store.sb.max_vdis)
 
     def write(self, record: VdiRecord) -> None:
         """Write a record into the slot its sequence number names. Not yet durable."""
@@ -155,6 +151,8 @@ def check_label(label: str) -> None:
         BadRequest: with the rule it breaks.
     """
     _check_text("label", label, MAX_LABEL)
+    if "@" in label:
+        raise BadRequest(f"the label {label!r} contains '@'", "that stands before a label")
     block, _, offset = label.partition(".")
     if block.isdigit() and (offset.isdigit() or not offset):
         raise BadRequest(f"the label {label!r} would be taken for an id", "add a letter to it")

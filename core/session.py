@@ -12,15 +12,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from threading import Event
+from typing import Final
 
 from core import snaplog
 from core.blockstore import DEFAULT_CACHE, Blockstore, Mode
 from core.commit import Change, Commit
-from core.errors import BadRequest, InUse, NotFound, ParallaxError
+from core.errors import BadRequest, Corrupt, InUse, NotFound, ParallaxError
 from core.format import (
     BLOCK,
     BLOCK_SHIFT,
     DELETED,
+    LIVE,
     MAX_VDI_SIZE,
     WRITABLE,
     LogBlock,
@@ -28,9 +30,12 @@ from core.format import (
     height_for,
 )
 from core.lock_master import LockMaster
+from core.reclaim import collect
 from core.registry import Registry, check_name
 from core.snaplog import Snapshot, SnapshotId
 from core.vdi import Image, Vdi, prepare_commit
+
+_ID_LENGTH: Final = 24
 
 
 class PendingCommit:
@@ -81,6 +86,10 @@ class Session:
         self._locks = locks
         self._open: dict[int, tuple[Vdi, int]] = {}
         self._pending: PendingCommit | None = None
+        self._collected = False
+        self._names: dict[str, int] | None = None
+        self._free_ids = self.registry.free_ids()
+        self._deleted: set[SnapshotId] = set()
 
     @classmethod
     def open(cls, path: str, mode: Mode = "write", cache: int = DEFAULT_CACHE) -> Session:
@@ -155,7 +164,7 @@ class Session:
         raw = self.store.device.pread(where.block << BLOCK_SHIFT, BLOCK)
         page = LogBlock.unpack(raw, sb.uuid)
         record = self.registry.get(page.vdi) if page else None
-        if record is not None and record.state != DELETED:
+        if record is not None and record.state == LIVE:
             found = snaplog.find(self.store, record, where)
             if found is not None:
                 return found
@@ -206,23 +215,39 @@ class Session:
         grant = self._locks.acquire("registry")
         try:
             self._refuse_taken(name)
+            self._settle()
             record = self._write_new(name, parent.size if parent else size, parent)
+            self._vdi_names()[name] = record.id
         finally:
             grant.release()
         if parent is not None and size > parent.size:
             self.resize(record, size)
         return record
 
+    def _vdi_names(self) -> dict[str, int]:
+        """Return the id of every name; only this session changes them."""
+        if self._names is None:
+            self._names = {record.name: record.id for record in self.registry.vdis()}
+        return self._names
+
     def _refuse_taken(self, name: str) -> None:
-        for record in self.registry.vdis():
-            if record.name == name:
-                raise BadRequest(
-                    f"the name {name!r} is taken by VDI {record.id}", "choose another name"
-                )
+        number = self._vdi_names().get(name)
+        if number is not None:
+            raise BadRequest(f"the name {name!r} is taken by VDI {number}", "choose another name")
+
+    def _next_id(self) -> int:
+        number = next(self._free_ids, None)
+        if number is None:
+            raise BadRequest(
+                f"the store has room for {self.store.sb.max_vdis} VDIs and all are taken",
+                "delete some and run 'plxsh store gc'",
+            )
+        return number
 
     def _write_new(self, name: str, size: int, parent: Snapshot | None) -> VdiRecord:
         """Commit the record of a new VDI, then fill its second slot."""
-        number = self.registry.free_id()
+        source = None if parent is None else self._owner(parent)
+        number = self._next_id()
         old = self.registry.get(number)
         grant = self._locks.acquire(f"vdi/{number}", old.token if old else 0)
         now = time.time_ns()
@@ -238,9 +263,7 @@ class Session:
             modified_ns=now,
             session=self.store.session,
         )
-        if parent is not None:
-            source = self.registry.get(parent.vdi)
-            assert source is not None
+        if parent is not None and source is not None:
             record = replace(
                 record,
                 root=parent.root & ~WRITABLE,
@@ -267,6 +290,9 @@ class Session:
             self._refuse_taken(name)
         with self.opened(record) as vdi:
             vdi.rename(name)
+        names = self._vdi_names()
+        names.pop(record.name, None)
+        names[name] = record.id
 
     def resize(self, record: VdiRecord, size: int, force: bool = False) -> None:
         """Change the size of a VDI in bytes.
@@ -306,6 +332,8 @@ class Session:
             raise InUse(f"VDI {record.name!r} is open", "close it first")
         with self.opened(record) as vdi:
             vdi.set_state(DELETED)
+        self._vdi_names().pop(record.name, None)
+        self._collected = False
 
     # -- snapshots ---------------------------------------------------------------------
 
@@ -318,6 +346,8 @@ class Session:
         """Delete a snapshot; clones made from it are not affected."""
         with self.opened(self._owner(snapshot)) as vdi:
             vdi.delete_snapshot(snapshot)
+        self._deleted.add(snapshot.id)
+        self._collected = False
 
     def rollback(self, record: VdiRecord, snapshot: Snapshot) -> None:
         """Make the contents of a VDI those of one of its snapshots.
@@ -331,14 +361,17 @@ class Session:
                 f"{snapshot.id} is no snapshot of VDI {record.name!r}",
                 "clone it with 'vdi create NAME --from SNAPSHOT'",
             )
+        self._owner(snapshot)
         if record.id in self._open:
             raise InUse(f"VDI {record.name!r} is open", "close it first")
         with self.opened(record) as vdi:
             vdi.rollback(snapshot)
 
     def _owner(self, snapshot: Snapshot) -> VdiRecord:
+        """Return the VDI of a snapshot, which must not be deleted meanwhile."""
         record = self.registry.get(snapshot.vdi)
-        assert record is not None
+        if record is None or record.state != LIVE or snapshot.id in self._deleted:
+            raise NotFound(f"snapshot {snapshot.id} was deleted", "list the snapshots again")
         return record
 
     # -- opening and committing --------------------------------------------------------
@@ -356,7 +389,7 @@ class Session:
         if vdi is None:
             self.store.allocator  # noqa: B018  # refuses a store open for reading
             current = self.registry.get(record.id)
-            if current is None or current.uuid != record.uuid:
+            if current is None or current.uuid != record.uuid or current.state != LIVE:
                 raise NotFound(f"there is no VDI {record.name!r} any more", "list them again")
             grant = self._locks.acquire(f"vdi/{record.id}", current.token)
             vdi = Vdi(self.store, current, grant, self.make_room)
@@ -411,8 +444,7 @@ class Session:
         Raises:
             NoSpace, IoFailed, Fenced: as `prepare_commit`, or the one before failed.
         """
-        if self._pending is not None:
-            self._pending.finish()
+        self._settle()
         self._pending = PendingCommit(prepare_commit(self.store, vdis))
         return self._pending
 
@@ -423,22 +455,45 @@ class Session:
             NoSpace: the file system under the store is full; nothing is lost, try again.
             Fenced, IoFailed: see `Commit`.
         """
-        pending = self.begin_commit(vdis)
-        pending.sync()
-        pending.finish()
+        self.begin_commit(vdis).sync()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Finish the commit under way, if there is one: two never overlap."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.finish()
 
     def make_room(self) -> bool:
-        """Free what waits for a commit; say whether there is any use in trying again."""
-        waiting = [vdi for vdi in self.open_vdis if vdi.map.freed]
-        if not waiting:
-            return False
-        self.commit(waiting)
-        return True
+        """Free what waits for a commit, or else what deletions left.
+
+        Returns:
+            Whether there is any use in trying again what did not fit.
+        """
+        allocator = self.store.allocator
+        before = allocator.free
+        self.commit([vdi for vdi in self.open_vdis if vdi.map.freed])
+        if allocator.free == before and not self._collected:
+            self._collected = True
+            self.commit(self.open_vdis)
+            try:
+                collect(self.store, self._locks)
+            except Corrupt:
+                return False  # what a damaged block refers to is not known to be free
+            self._free_ids = self.registry.free_ids()
+        return allocator.free > before
 
 
 def parse_snapshot_id(text: str) -> SnapshotId | None:
     """Return the id that `BLOCK.OFFSET` stands for, None for any other text."""
     block, dot, offset = text.partition(".")
-    if dot and block.isascii() and block.isdigit() and offset.isascii() and offset.isdigit():
+    if (
+        len(text) <= _ID_LENGTH
+        and dot
+        and block.isascii()
+        and block.isdigit()
+        and offset.isascii()
+        and offset.isdigit()
+    ):
         return SnapshotId(int(block), int(offset))
     return None

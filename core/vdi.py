@@ -12,8 +12,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
-from typing import Final, NamedTuple
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
@@ -39,6 +39,9 @@ from core.lock_master import Grant
 from core.radix import RadixMap, Run
 from core.registry import check_label
 from core.snaplog import Snapshot, SnapshotId, append, last_id
+
+if TYPE_CHECKING:
+    from core.extent import Run as AllocatedRun
 
 _OFFSET: Final = BLOCK - 1
 
@@ -91,7 +94,7 @@ class Image:
             IoFailed, Corrupt: it cannot be read.
         """
         length = len(buffer)
-        if length == BLOCK and not offset & _OFFSET and offset + BLOCK <= self.size:
+        if length == BLOCK and not offset & _OFFSET and 0 <= offset <= self.size - BLOCK:
             entry = self.map.lookup(offset >> BLOCK_SHIFT, wait)
             if entry:
                 block = entry >> 1 & BLOCK_MASK
@@ -159,6 +162,7 @@ class Vdi(Image):
         self._grant = grant
         self._make_room = make_room
         self._edits: VdiRecord | None = None
+        self._fresh: list[AllocatedRun] = []
         self._written = False
 
     @property
@@ -174,7 +178,8 @@ class Vdi(Image):
     @property
     def changed(self) -> bool:
         """Whether a commit would have to write metadata."""
-        return self._edits is not None or self.map.dirty > 0 or self.map.root != self.record.root
+        changed = self.map.dirty or self.map.freed or self.map.root != self.record.root
+        return bool(changed or self._edits)
 
     @property
     def written(self) -> bool:
@@ -362,6 +367,7 @@ class Vdi(Image):
         if not self.changed:
             return None
         self.map.freeze()
+        self._fresh.clear()
         freed, self.map.freed = self.map.freed, []
         old = self.record
         edited, self._edits = self._edits or old, None
@@ -387,8 +393,22 @@ class Vdi(Image):
         self.record = change.old
         self._written = True
 
+    def take(self, count: int) -> list[AllocatedRun]:
+        """Return runs of `count` blocks for data that a commit will make this VDI's.
+
+        Raises:
+            NoSpace: there are not that many; nothing is taken.
+        """
+        runs = self.store.allocator.take(count)
+        self._fresh += runs
+        return runs
+
     def close(self) -> None:
-        """Give up the right to write; what was not committed is lost."""
+        """Give up the right to write; what was not committed is as if never written."""
+        if self._fresh and self.store.failed is None:
+            fresh = chain.from_iterable(range(start, start + size) for start, size in self._fresh)
+            self.store.allocator.release(list(fresh))
+        self.map.abandon()
         self._grant.release()
 
 
@@ -470,7 +490,7 @@ class _Batch:
             self._pieces.append((entry >> 1 & BLOCK_MASK, data, number))
         else:
             vdi.map.prepare(vblock, 1)
-            [(block, _)] = vdi.store.allocator.take(1)
+            [(block, _)] = vdi.take(1)
             self._pieces.append((block, data, number))
             self._updates.append((vblock, block, 1, number))
 
@@ -484,7 +504,7 @@ class _Batch:
                 continue
             vdi.map.prepare(run.first, run.length)
             vblock = run.first
-            for block, length in vdi.store.allocator.take(run.length):
+            for block, length in vdi.take(run.length):
                 size = length << BLOCK_SHIFT
                 self._pieces.append((block, part[:size], number))
                 self._updates.append((vblock, block, length, number))
@@ -527,8 +547,7 @@ class _Batch:
                 unused += range(block, block + count)
             else:
                 self._vdi.map.update(vblock, block, count)
-        if unused:
-            self._vdi.store.allocator.release(unused)
+        self._vdi.map.freed += unused
         self._pieces.clear()
         self._updates.clear()
         self._taken.clear()

@@ -26,10 +26,11 @@ ORDER = (
     "registry",
     "commit",
     "vdi",
+    "reclaim",
     "session",
     "transfer",
-    "reclaim",
     "check",
+    "repair",
     "tree",
     "tap",
 )

@@ -1,0 +1,486 @@
+"""Is this store sound? Every invariant that can be read from disk.
+
+Trees are walked from all VDIs and snapshots; a node that several of them share is read
+once. For each block of the store one byte of flags is kept. The check never writes and
+never stops at what it finds. What nothing refers to any more is reported as
+*unreachable*, which is not damage: a crash and every deletion leave some.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core import snaplog
+from core.blockstore import Blockstore, Mode
+from core.errors import Corrupt, IoFailed, ParallaxError
+from core.extent import read_bitmap, read_header
+from core.format import (
+    BLOCK,
+    BLOCK_MASK,
+    BLOCK_SHIFT,
+    CHECK_SHIFT,
+    FANOUT_SHIFT,
+    FREE,
+    KIND_SNAPSHOT,
+    KIND_TOMBSTONE,
+    LIVE,
+    MAX_HEIGHT,
+    MAX_VDI_SIZE,
+    WRITABLE,
+    BitmapBlock,
+    VdiRecord,
+    blocks_for,
+)
+from core.radix import RadixMap, Visit, blocks_of
+from core.registry import Registry
+from core.snaplog import SnapshotId
+
+Severity = Literal["damage", "note"]
+
+_ALLOCATED: Final = 1
+_SEEN: Final = 2
+_OWNED: Final = 4
+_NODE: Final = 8
+_DATA: Final = 16
+_LOG: Final = 32
+_KEPT: Final = 64
+_KINDS: Final = _NODE | _DATA | _LOG
+_OWN: Final = np.array([True])
+_MANY: Final = 20
+
+
+class Finding(NamedTuple):
+    """One thing to report: damage, or a note about something that needs no repair."""
+
+    severity: Severity
+    block: int | None
+    message: str
+
+
+class Loss(NamedTuple):
+    """A range of virtual blocks of one tree that cannot be read, or should not be there."""
+
+    vdi: int
+    snapshot: SnapshotId | None
+    first: int
+    length: int
+
+
+@dataclass
+class Report:
+    """What a check found.
+
+    Attributes:
+        findings: everything to report, in the order it was found.
+        vdis: VDIs that are live.
+        snapshots: snapshots that are not deleted.
+        allocated: payload blocks that the bitmaps call allocated.
+        unreachable: of those, blocks that no live VDI and no snapshot refers to.
+        losses: what a repair has to cut out of trees.
+        suspect: ids of VDIs whose record disagrees with their tree or with others.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    vdis: int = 0
+    snapshots: int = 0
+    allocated: int = 0
+    unreachable: int = 0
+    losses: list[Loss] = field(default_factory=list)
+    suspect: set[int] = field(default_factory=set)
+
+    @property
+    def damaged(self) -> bool:
+        """Whether anything found is damage."""
+        return any(finding.severity == "damage" for finding in self.findings)
+
+
+class Total(NamedTuple):
+    """What lies below a node: mapped data blocks, and the end of the last one."""
+
+    mapped: int
+    end: int
+
+
+def check(path: str, mode: Mode = "shared") -> Report:
+    """Check the store in a file or device.
+
+    Args:
+        path: the file or device.
+        mode: "shared" keeps writers out while it runs.
+
+    Raises:
+        NotFound, NotAStore, InUse: there is nothing to check, or someone is writing.
+    """
+    try:
+        store = Blockstore.open(path, mode)
+    except IoFailed as error:
+        block = error.block if isinstance(error, Corrupt) else None
+        return Report([Finding("damage", block, error.message)])
+    try:
+        return check_store(store)
+    finally:
+        store.close()
+
+
+def check_store(store: Blockstore) -> Report:
+    """Check an open store to which nobody writes meanwhile."""
+    return Checker(store).run()
+
+
+class Checker:
+    """One check of one store; afterwards `flags` tells what is where, for a repair."""
+
+    def __init__(self, store: Blockstore) -> None:
+        """Look at nothing yet."""
+        self.report = Report()
+        self.flags: NDArray[np.uint8] = np.zeros(store.sb.blocks, np.uint8)
+        self.records: dict[int, VdiRecord] = {}
+        self._store = store
+        self._registry = Registry(store)
+        self._totals: dict[int, Total] = {}
+        self._unknown: set[int] = set()
+
+    def run(self) -> Report:
+        """Check everything."""
+        for warning in self._store.warnings:
+            block, _, message = warning.removeprefix("block ").partition(": ")
+            self._damage(int(block), message)
+        for extent in range(1, self._store.sb.extents):
+            self._check_extent(extent)
+        self._check_table()
+        names: dict[str, int] = {}
+        for record in self.records.values():
+            if record.state == LIVE:
+                self.report.vdis += 1
+                other = names.setdefault(record.name, record.id)
+                if other != record.id:
+                    self._damage(
+                        self._record_block(record),
+                        f"VDI {record.id} has the same name as VDI {other}",
+                    )
+                    self.report.suspect.add(record.id)
+                self._check_log(record)
+                self._check_tree(record)
+        self._check_space()
+        for record in self.records.values():
+            if record.state not in (LIVE, FREE):
+                self._keep(record)
+        return self.report
+
+    def _damage(self, block: int | None, message: str) -> None:
+        self.report.findings.append(Finding("damage", block, message))
+
+    def _record_block(self, record: VdiRecord) -> int:
+        return self._store.sb.vdi_slot(record.id, record.sequence % 2)
+
+    # -- fixed metadata ----------------------------------------------------------------
+
+    def _check_extent(self, extent: int) -> None:
+        """Check header and bitmap of one extent, and load the bitmap."""
+        sb = self._store.sb
+        parts: list[BitmapBlock] = []
+        try:
+            read_header(self._store.device, sb, extent)
+        except IoFailed as error:
+            self._damage(sb.extent_start(extent), _reason(error))
+        try:
+            parts = read_bitmap(self._store.device, sb, extent)
+        except IoFailed as error:
+            self._damage(sb.bitmap_slot(extent, 0, 0), _reason(error))
+            self._unknown.add(extent)
+            self.flags[sb.extent_start(extent) : sb.extent_start(extent + 1)] = _ALLOCATED
+            return
+        raw = np.frombuffer(b"".join(part.bits for part in parts), np.uint8)
+        bits = np.unpackbits(raw, bitorder="little")
+        start = sb.extent_start(extent)
+        if bits[sb.extent_blocks :].any():
+            self._damage(start, f"the bitmap of extent {extent} goes beyond its end")
+        if not bits[: sb.overhead].all():
+            self._damage(start, f"the bitmap of extent {extent} gives its own blocks away")
+        self.flags[start : start + sb.extent_blocks] = bits[: sb.extent_blocks] * _ALLOCATED
+        for part in parts:
+            if part.used != int(np.bitwise_count(np.frombuffer(part.bits, np.uint8)).sum()):
+                self._damage(
+                    sb.bitmap_slot(extent, part.index, part.sequence % 2), "counts its bits wrong"
+                )
+
+    def _check_table(self) -> None:
+        """Check the VDI records by themselves and collect the readable ones."""
+        for number, record in self._registry.scan():
+            if not isinstance(record, VdiRecord):
+                self._damage(record.block, f"both records of VDI {number} are damaged")
+                continue
+            problem = self._record_problem(record)
+            if problem:
+                self._damage(self._record_block(record), f"VDI {number}: {problem}")
+                self.report.suspect.add(number)
+            if 1 <= record.height <= MAX_HEIGHT:
+                self.records[number] = record
+
+    def _record_problem(self, record: VdiRecord) -> str:
+        """Return what is impossible about a record, or nothing."""
+        sb = self._store.sb
+        slots = [
+            VdiRecord.unpack(
+                self._store.device.pread(sb.vdi_slot(record.id, slot) << BLOCK_SHIFT, BLOCK),
+                sb.uuid,
+                record.id,
+            )
+            for slot in (0, 1)
+        ]
+        for slot, found in enumerate(slots):
+            if found is not None and found.sequence % 2 != slot:
+                return f"sequence {found.sequence} is in slot {slot}"
+        if None not in slots and abs(slots[0].sequence - slots[1].sequence) != 1:  # type: ignore[union-attr]
+            return "the sequence numbers of its two records are not one apart"
+        if not 1 <= record.height <= MAX_HEIGHT:
+            return f"its tree cannot have {record.height} levels"
+        if record.size > MAX_VDI_SIZE:
+            return f"its size of {record.size} bytes is not possible"
+        if blocks_for(record.size) > 1 << FANOUT_SHIFT * record.height:
+            return f"a tree of {record.height} levels cannot map its {record.size} bytes"
+        if record.page and not sb.holds_payload(record.log_block):
+            return f"its snapshot log is to move to block {record.log_block}, which cannot hold it"
+        return ""
+
+    # -- logs and trees ----------------------------------------------------------------
+
+    def _check_log(self, record: VdiRecord) -> None:
+        """Check the snapshot log of a VDI and the trees of its snapshots."""
+        what = f"the snapshot log of VDI {record.id}"
+        where = self._record_block(record)
+        if record.log_block:
+            self._use(what, np.array([record.log_block]), _LOG, _OWN)
+        deleted: set[tuple[int, int]] = set()
+        count = 0
+        try:
+            for block, _ in snaplog.pages(self._store, record):
+                self._use(what, np.array([block]), _LOG, _OWN)
+            for name, line in snaplog.history(self._store, record):
+                if line.kind == KIND_TOMBSTONE:
+                    deleted.add((line.root, line.size))
+                elif line.kind != KIND_SNAPSHOT:
+                    self._damage(name.block, f"log record {name} of VDI {record.id} has no kind")
+                elif name in deleted:
+                    deleted.discard(name)
+                else:
+                    count += 1
+                    self._check_snapshot(record, name, line.root, line.height, line.mapped)
+        except IoFailed as error:
+            self._damage(
+                error.block if isinstance(error, Corrupt) else None,
+                f"the snapshots of VDI {record.id} from here on are lost: {_reason(error)}",
+            )
+            self.report.suspect.add(record.id)
+            self.report.snapshots += count
+            return
+        self.report.snapshots += count
+        if deleted:
+            self._damage(where, f"VDI {record.id} deletes snapshots it never had: {deleted}")
+        if count != record.snapshots:
+            self._damage(
+                where, f"VDI {record.id} counts {record.snapshots} snapshots and has {count}"
+            )
+            self.report.suspect.add(record.id)
+
+    def _check_snapshot(
+        self, record: VdiRecord, name: SnapshotId, root: int, height: int, mapped: int
+    ) -> None:
+        what = f"snapshot {name} of VDI {record.id}"
+        if root & WRITABLE or not 1 <= height <= MAX_HEIGHT:
+            self._damage(name.block, f"{what} has an impossible root")
+            return
+        total, lost = self._walk(what, RadixMap(self._store, root, height))
+        self._lose(record.id, name, lost)
+        if not lost and total.mapped != mapped:
+            self._damage(name.block, f"{what} says it maps {mapped} blocks and maps {total.mapped}")
+
+    def _check_tree(self, record: VdiRecord) -> None:
+        """Check the live tree of a VDI, and its own account of it."""
+        what = f"VDI {record.id}"
+        before = len(self.report.findings)
+        owned = [0]
+        total, lost = self._walk(what, RadixMap(self._store, record.root, record.height), owned)
+        self._lose(record.id, None, lost)
+        end = blocks_for(record.size)
+        if total.end > end:
+            self._damage(
+                self._record_block(record), f"{what} maps blocks behind its end at block {end}"
+            )
+            self.report.losses.append(Loss(record.id, None, end, total.end - end))
+        if not lost and total.mapped != record.mapped:
+            self._damage(
+                self._record_block(record),
+                f"{what} says it maps {record.mapped} blocks and maps {total.mapped}",
+            )
+        if not lost and owned[0] != record.own:
+            self._damage(
+                self._record_block(record),
+                f"{what} says it owns {record.own} blocks and owns {owned[0]}",
+            )
+        if len(self.report.findings) > before:
+            self.report.suspect.add(record.id)
+
+    def _lose(self, vdi: int, snapshot: SnapshotId | None, lost: list[tuple[int, int]]) -> None:
+        self.report.losses += [Loss(vdi, snapshot, first, count) for first, count in lost]
+
+    def _walk(
+        self, what: str, tree: RadixMap, owned: list[int] | None = None
+    ) -> tuple[Total, list[tuple[int, int]]]:
+        """Visit a tree; return what it maps and the ranges that cannot be read.
+
+        Nodes that were seen before are not read again, their totals are known. `owned`
+        counts the blocks the tree owns.
+        """
+        lost: list[tuple[int, int]] = []
+        open_nodes: list[tuple[int, int, int]] = []
+        mapped = end = 0
+
+        def close(level: int) -> None:
+            """Note the totals of the nodes that the walk has left."""
+            while open_nodes and open_nodes[-1][0] <= level:
+                _, key, start = open_nodes.pop()
+                self._totals[key] = Total(mapped - start, end)
+
+        def enter(entry: int) -> bool:
+            nonlocal mapped, end
+            total = self._totals.get(entry >> 1)
+            if total is None:
+                return True
+            block = np.array([entry >> 1 & BLOCK_MASK])
+            self._use(what, block, _NODE, np.array([owned is not None and bool(entry & WRITABLE)]))
+            mapped += total.mapped
+            end = max(end, total.end)
+            return False
+
+        def damaged(level: int, base: int, error: IoFailed) -> None:
+            size = 1 << FANOUT_SHIFT * (level + 1)
+            block = error.block if isinstance(error, Corrupt) else None
+            self._damage(
+                block,
+                f"{what}: virtual blocks {base} to {base + size - 1} are lost: {_reason(error)}",
+            )
+            lost.append((base, size))
+
+        for visit in tree.walk(enter=enter, damaged=damaged):
+            close(visit.level)
+            open_nodes.append((visit.level, visit.entry >> 1, mapped))
+            self._use_node(what, visit, owned)
+            if visit.level == 0:
+                data, last = self._use_data(what, visit, owned, lost)
+                mapped += data
+                end = max(end, last)
+        close(MAX_HEIGHT)
+        return Total(mapped, end), lost
+
+    def _use_node(self, what: str, visit: Visit, owned: list[int] | None) -> None:
+        """Account for one node of a tree."""
+        mine = owned is not None and visit.owned
+        self._use(what, np.array([visit.entry >> 1 & BLOCK_MASK]), _NODE, np.array([mine]))
+        if mine and owned is not None:
+            owned[0] += 1
+
+    def _use_data(
+        self, what: str, visit: Visit, owned: list[int] | None, lost: list[tuple[int, int]]
+    ) -> tuple[int, int]:
+        """Account for the data blocks of a leaf; return how many, and where they end."""
+        slots = np.flatnonzero(visit.entries)
+        if not slots.size:
+            return 0, 0
+        entries = visit.entries[slots]
+        blocks = blocks_of(entries)
+        sb = self._store.sb
+        good = (blocks >= sb.extent_blocks) & (blocks < sb.blocks)
+        good &= (blocks % sb.extent_blocks >= sb.overhead) & (entries >> CHECK_SHIFT == 0)
+        for slot in slots[~good].tolist():
+            entry = int(visit.entries[slot])
+            self._damage(
+                visit.entry >> 1 & BLOCK_MASK,
+                f"{what}: virtual block {visit.base + slot} has an impossible pointer {entry:#x}",
+            )
+            lost.append((visit.base + slot, 1))
+        mine = (entries & WRITABLE).astype(bool)[good] & (visit.owned and owned is not None)
+        self._use(what, blocks[good], _DATA, mine)
+        if owned is not None:
+            owned[0] += int(mine.sum())
+        return slots.size, visit.base + int(slots[-1]) + 1
+
+    def _use(
+        self, what: str, blocks: NDArray[np.int64], kind: int, mine: NDArray[np.bool_]
+    ) -> None:
+        """Mark blocks as used by `what`; those that are `mine` by nobody else."""
+        flags = self.flags[blocks]
+        self._report_blocks(what, blocks[flags & _ALLOCATED == 0], "in use, but free in the bitmap")
+        clash = (flags & _OWNED != 0) | (mine & (flags & _SEEN != 0))
+        clash |= flags & (_KINDS & ~kind) != 0
+        unique, counts = np.unique(blocks, return_counts=True)
+        self._report_blocks(
+            what,
+            np.union1d(blocks[clash], unique[counts > 1]),
+            "in use twice, though one of the users owns it",
+        )
+        self.flags[blocks] |= np.where(mine, _SEEN | kind | _OWNED, _SEEN | kind).astype(np.uint8)
+
+    def _report_blocks(self, what: str, blocks: NDArray[np.int64], problem: str) -> None:
+        for block in blocks[:_MANY].tolist():
+            self._damage(block, f"{what}: {problem}")
+        if blocks.size > _MANY:
+            self._damage(None, f"{what}: {blocks.size - _MANY} more blocks are {problem}")
+
+    # -- space -------------------------------------------------------------------------
+
+    def _check_space(self) -> None:
+        """Count what the bitmaps hold and nothing refers to."""
+        sb = self._store.sb
+        for extent in range(1, sb.extents):
+            if extent in self._unknown:
+                continue
+            start = sb.extent_start(extent) + sb.overhead
+            flags = self.flags[start : sb.extent_start(extent + 1)]
+            self.report.allocated += int((flags & _ALLOCATED).astype(bool).sum())
+            self.report.unreachable += int((flags & (_ALLOCATED | _SEEN) == _ALLOCATED).sum())
+        if self.report.unreachable:
+            self.report.findings.append(
+                Finding(
+                    "note",
+                    None,
+                    f"{self.report.unreachable} blocks are unreachable;"
+                    " garbage collection can free them",
+                )
+            )
+
+    def _keep(self, record: VdiRecord) -> None:
+        """Mark what a deleted VDI still holds, so that a repair leaves it alone."""
+        trees = [RadixMap(self._store, record.root, record.height)]
+        try:
+            if record.log_block:
+                self.flags[record.log_block] |= _KEPT
+            for block, _ in snaplog.pages(self._store, record):
+                self.flags[block] |= _KEPT
+            trees += [
+                RadixMap(self._store, snapshot.root, snapshot.height)
+                for snapshot in snaplog.snapshots(self._store, record)
+            ]
+        except (ParallaxError, IndexError):
+            pass  # what a deleted VDI has lost is no damage
+        for tree in trees:
+            for visit in tree.walk(enter=self._unkept, damaged=lambda *_: None):
+                self.flags[visit.entry >> 1 & BLOCK_MASK] |= _KEPT
+                if visit.level == 0:
+                    blocks = blocks_of(visit.entries)
+                    self.flags[blocks[blocks < self.flags.size]] |= _KEPT
+
+    def _unkept(self, entry: int) -> bool:
+        block = entry >> 1 & BLOCK_MASK
+        return block >= self.flags.size or not self.flags[block] & (_KEPT | _SEEN)
+
+
+def _reason(error: IoFailed) -> str:
+    """Return the message of an error without the block, which a finding names itself."""
+    if isinstance(error, Corrupt):
+        return error.message.removeprefix(f"block {error.block}: ")
+    return error.message
