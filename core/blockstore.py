@@ -352,11 +352,11 @@ def format_device(device: BlockDevice, extent_size: int, extents: int) -> Superb
     for extent in range(1, extents):
         writes = pristine(sb, extent)
         device.pwritev(writes[0][0] << BLOCK_SHIFT, [data for _, data in writes])
-    _write_superblock(device, sb)
+    write_superblock(device, sb)
     return sb
 
 
-def _write_superblock(device: BlockDevice, sb: Superblock) -> None:
+def write_superblock(device: BlockDevice, sb: Superblock) -> None:
     """Replace the superblock, its copy first, so that one of them is valid at any time."""
     block = sb.pack()
     device.flush()
@@ -470,7 +470,7 @@ def grow(path: str, extents: int) -> Superblock:
         for extent in range(old.extents, extents):
             writes = pristine(new, extent)
             store.device.pwritev(writes[0][0] << BLOCK_SHIFT, [data for _, data in writes])
-        _write_superblock(store.device, new)
+        write_superblock(store.device, new)
         return new
     finally:
         store.close()

@@ -8,6 +8,7 @@ never stops at what it finds. What nothing refers to any more is reported as
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
@@ -41,14 +42,14 @@ from core.snaplog import SnapshotId
 
 Severity = Literal["damage", "note"]
 
-_ALLOCATED: Final = 1
-_SEEN: Final = 2
-_OWNED: Final = 4
-_NODE: Final = 8
-_DATA: Final = 16
-_LOG: Final = 32
-_KEPT: Final = 64
-_KINDS: Final = _NODE | _DATA | _LOG
+ALLOCATED: Final = 1
+SEEN: Final = 2
+OWNED: Final = 4
+NODE: Final = 8
+DATA: Final = 16
+LOG: Final = 32
+KEPT: Final = 64
+_KINDS: Final = NODE | DATA | LOG
 _OWN: Final = np.array([True])
 _MANY: Final = 20
 
@@ -132,7 +133,14 @@ def check_store(store: Blockstore) -> Report:
 
 
 class Checker:
-    """One check of one store; afterwards `flags` tells what is where, for a repair."""
+    """One check of one store.
+
+    Attributes:
+        report: what was found.
+        flags: for each block of the store what is known of it, as the flags above.
+        records: the readable VDI records by id.
+        unknown: extents whose bitmap cannot be read.
+    """
 
     def __init__(self, store: Blockstore) -> None:
         """Look at nothing yet."""
@@ -142,7 +150,8 @@ class Checker:
         self._store = store
         self._registry = Registry(store)
         self._totals: dict[int, Total] = {}
-        self._unknown: set[int] = set()
+        self.unknown: set[int] = set()
+        self._crossed = False
 
     def run(self) -> Report:
         """Check everything."""
@@ -165,6 +174,8 @@ class Checker:
                     self.report.suspect.add(record.id)
                 self._check_log(record)
                 self._check_tree(record)
+        if self._crossed:  # whoever owns such a block must not write to it in place
+            self.report.suspect.update(r.id for r in self.records.values() if r.state == LIVE)
         self._check_space()
         for record in self.records.values():
             if record.state not in (LIVE, FREE):
@@ -191,8 +202,8 @@ class Checker:
             parts = read_bitmap(self._store.device, sb, extent)
         except IoFailed as error:
             self._damage(sb.bitmap_slot(extent, 0, 0), _reason(error))
-            self._unknown.add(extent)
-            self.flags[sb.extent_start(extent) : sb.extent_start(extent + 1)] = _ALLOCATED
+            self.unknown.add(extent)
+            self.flags[sb.extent_start(extent) : sb.extent_start(extent + 1)] = ALLOCATED
             return
         raw = np.frombuffer(b"".join(part.bits for part in parts), np.uint8)
         bits = np.unpackbits(raw, bitorder="little")
@@ -201,7 +212,7 @@ class Checker:
             self._damage(start, f"the bitmap of extent {extent} goes beyond its end")
         if not bits[: sb.overhead].all():
             self._damage(start, f"the bitmap of extent {extent} gives its own blocks away")
-        self.flags[start : start + sb.extent_blocks] = bits[: sb.extent_blocks] * _ALLOCATED
+        self.flags[start : start + sb.extent_blocks] = bits[: sb.extent_blocks] * ALLOCATED
         for part in parts:
             if part.used != int(np.bitwise_count(np.frombuffer(part.bits, np.uint8)).sum()):
                 self._damage(
@@ -233,7 +244,16 @@ class Checker:
             for slot in (0, 1)
         ]
         for slot, found in enumerate(slots):
-            if found is not None and found.sequence % 2 != slot:
+            if found is None:
+                self.report.findings.append(
+                    Finding(
+                        "note",
+                        sb.vdi_slot(record.id, slot),
+                        f"one record of VDI {record.id} is not valid (a crash, or damage);"
+                        f" commit {record.sequence} is in force",
+                    )
+                )
+            elif found.sequence % 2 != slot:
                 return f"sequence {found.sequence} is in slot {slot}"
         if None not in slots and abs(slots[0].sequence - slots[1].sequence) != 1:  # type: ignore[union-attr]
             return "the sequence numbers of its two records are not one apart"
@@ -254,12 +274,13 @@ class Checker:
         what = f"the snapshot log of VDI {record.id}"
         where = self._record_block(record)
         if record.log_block:
-            self._use(what, np.array([record.log_block]), _LOG, _OWN)
+            self._use(what, np.array([record.log_block]), LOG, _OWN)
         deleted: set[tuple[int, int]] = set()
         count = 0
-        try:
+        with suppress(IoFailed):  # reported below
             for block, _ in snaplog.pages(self._store, record):
-                self._use(what, np.array([block]), _LOG, _OWN)
+                self._use(what, np.array([block]), LOG, _OWN)
+        try:
             for name, line in snaplog.history(self._store, record):
                 if line.kind == KIND_TOMBSTONE:
                     deleted.add((line.root, line.size))
@@ -279,8 +300,10 @@ class Checker:
             self.report.snapshots += count
             return
         self.report.snapshots += count
-        if deleted:
-            self._damage(where, f"VDI {record.id} deletes snapshots it never had: {deleted}")
+        if deleted and not record.log_first:
+            self.report.findings.append(
+                Finding("note", where, f"VDI {record.id} deletes snapshots it never had")
+            )
         if count != record.snapshots:
             self._damage(
                 where, f"VDI {record.id} counts {record.snapshots} snapshots and has {count}"
@@ -293,6 +316,7 @@ class Checker:
         what = f"snapshot {name} of VDI {record.id}"
         if root & WRITABLE or not 1 <= height <= MAX_HEIGHT:
             self._damage(name.block, f"{what} has an impossible root")
+            self._lose(record.id, name, [(0, 1 << FANOUT_SHIFT * MAX_HEIGHT)])
             return
         total, lost = self._walk(what, RadixMap(self._store, root, height))
         self._lose(record.id, name, lost)
@@ -337,22 +361,24 @@ class Checker:
         counts the blocks the tree owns.
         """
         lost: list[tuple[int, int]] = []
-        open_nodes: list[tuple[int, int, int]] = []
+        open_nodes: list[tuple[int, int, int, int]] = []
         mapped = end = 0
 
         def close(level: int) -> None:
-            """Note the totals of the nodes that the walk has left."""
+            """Note the totals of the nodes that the walk has left for one at this level."""
             while open_nodes and open_nodes[-1][0] <= level:
-                _, key, start = open_nodes.pop()
-                self._totals[key] = Total(mapped - start, end)
+                _, key, start, lost_before = open_nodes.pop()
+                if len(lost) == lost_before:
+                    self._totals[key] = Total(mapped - start, end)
 
-        def enter(entry: int) -> bool:
+        def enter(level: int, entry: int) -> bool:
             nonlocal mapped, end
+            close(level)
             total = self._totals.get(entry >> 1)
             if total is None:
                 return True
             block = np.array([entry >> 1 & BLOCK_MASK])
-            self._use(what, block, _NODE, np.array([owned is not None and bool(entry & WRITABLE)]))
+            self._use(what, block, NODE, np.array([owned is not None and bool(entry & WRITABLE)]))
             mapped += total.mapped
             end = max(end, total.end)
             return False
@@ -367,8 +393,7 @@ class Checker:
             lost.append((base, size))
 
         for visit in tree.walk(enter=enter, damaged=damaged):
-            close(visit.level)
-            open_nodes.append((visit.level, visit.entry >> 1, mapped))
+            open_nodes.append((visit.level, visit.entry >> 1, mapped, len(lost)))
             self._use_node(what, visit, owned)
             if visit.level == 0:
                 data, last = self._use_data(what, visit, owned, lost)
@@ -380,7 +405,7 @@ class Checker:
     def _use_node(self, what: str, visit: Visit, owned: list[int] | None) -> None:
         """Account for one node of a tree."""
         mine = owned is not None and visit.owned
-        self._use(what, np.array([visit.entry >> 1 & BLOCK_MASK]), _NODE, np.array([mine]))
+        self._use(what, np.array([visit.entry >> 1 & BLOCK_MASK]), NODE, np.array([mine]))
         if mine and owned is not None:
             owned[0] += 1
 
@@ -404,7 +429,7 @@ class Checker:
             )
             lost.append((visit.base + slot, 1))
         mine = (entries & WRITABLE).astype(bool)[good] & (visit.owned and owned is not None)
-        self._use(what, blocks[good], _DATA, mine)
+        self._use(what, blocks[good], DATA, mine)
         if owned is not None:
             owned[0] += int(mine.sum())
         return slots.size, visit.base + int(slots[-1]) + 1
@@ -414,16 +439,18 @@ class Checker:
     ) -> None:
         """Mark blocks as used by `what`; those that are `mine` by nobody else."""
         flags = self.flags[blocks]
-        self._report_blocks(what, blocks[flags & _ALLOCATED == 0], "in use, but free in the bitmap")
-        clash = (flags & _OWNED != 0) | (mine & (flags & _SEEN != 0))
+        self._report_blocks(what, blocks[flags & ALLOCATED == 0], "in use, but free in the bitmap")
+        clash = (flags & OWNED != 0) | (mine & (flags & SEEN != 0))
         clash |= flags & (_KINDS & ~kind) != 0
         unique, counts = np.unique(blocks, return_counts=True)
+        twice = np.union1d(blocks[clash], unique[counts > 1])
+        self._crossed = self._crossed or twice.size > 0
         self._report_blocks(
             what,
-            np.union1d(blocks[clash], unique[counts > 1]),
+            twice,
             "in use twice, though one of the users owns it",
         )
-        self.flags[blocks] |= np.where(mine, _SEEN | kind | _OWNED, _SEEN | kind).astype(np.uint8)
+        self.flags[blocks] |= np.where(mine, SEEN | kind | OWNED, SEEN | kind).astype(np.uint8)
 
     def _report_blocks(self, what: str, blocks: NDArray[np.int64], problem: str) -> None:
         for block in blocks[:_MANY].tolist():
@@ -437,12 +464,12 @@ class Checker:
         """Count what the bitmaps hold and nothing refers to."""
         sb = self._store.sb
         for extent in range(1, sb.extents):
-            if extent in self._unknown:
+            if extent in self.unknown:
                 continue
             start = sb.extent_start(extent) + sb.overhead
             flags = self.flags[start : sb.extent_start(extent + 1)]
-            self.report.allocated += int((flags & _ALLOCATED).astype(bool).sum())
-            self.report.unreachable += int((flags & (_ALLOCATED | _SEEN) == _ALLOCATED).sum())
+            self.report.allocated += int((flags & ALLOCATED).astype(bool).sum())
+            self.report.unreachable += int((flags & (ALLOCATED | SEEN) == ALLOCATED).sum())
         if self.report.unreachable:
             self.report.findings.append(
                 Finding(
@@ -458,9 +485,9 @@ class Checker:
         trees = [RadixMap(self._store, record.root, record.height)]
         try:
             if record.log_block:
-                self.flags[record.log_block] |= _KEPT
+                self.flags[record.log_block] |= KEPT
             for block, _ in snaplog.pages(self._store, record):
-                self.flags[block] |= _KEPT
+                self.flags[block] |= KEPT
             trees += [
                 RadixMap(self._store, snapshot.root, snapshot.height)
                 for snapshot in snaplog.snapshots(self._store, record)
@@ -469,14 +496,14 @@ class Checker:
             pass  # what a deleted VDI has lost is no damage
         for tree in trees:
             for visit in tree.walk(enter=self._unkept, damaged=lambda *_: None):
-                self.flags[visit.entry >> 1 & BLOCK_MASK] |= _KEPT
+                self.flags[visit.entry >> 1 & BLOCK_MASK] |= KEPT
                 if visit.level == 0:
                     blocks = blocks_of(visit.entries)
-                    self.flags[blocks[blocks < self.flags.size]] |= _KEPT
+                    self.flags[blocks[blocks < self.flags.size]] |= KEPT
 
-    def _unkept(self, entry: int) -> bool:
+    def _unkept(self, _level: int, entry: int) -> bool:
         block = entry >> 1 & BLOCK_MASK
-        return block >= self.flags.size or not self.flags[block] & (_KEPT | _SEEN)
+        return block >= self.flags.size or not self.flags[block] & (KEPT | SEEN)
 
 
 def _reason(error: IoFailed) -> str:

@@ -461,8 +461,8 @@ class LogBlock:
 
 VDI_TABLE_START: Final = 2
 VDI_MAGIC: Final = b"PLXVDI\0\1"
-_VDI = struct.Struct("<8sI16sQII16sQQBxxxxxxxQQQqqqQII16sQQIIQ16s")
-assert _VDI.size == 212
+_VDI = struct.Struct("<8sI16sQII16sQQBxxxxxxxQQQqqqQII16sQQIIQQ16s")
+assert _VDI.size == 220
 _NAME_AT: Final = 512
 _NAME = struct.Struct("<H255s")
 
@@ -480,7 +480,8 @@ class VdiRecord:
     the blocks (data and nodes) that this VDI alone holds since its last snapshot.
     `page` is the newest page of the snapshot log: it moves to block `log_block` (which is
     reserved for it from its first record on) when it is full. `log_previous` is the
-    checked pointer to the page before it. `snapshots` counts snapshots not deleted.
+    checked pointer to the page before it. Pages are numbered: the newest is `log_number`,
+    those before `log_first` were given up by a repair. `snapshots` counts snapshots not deleted.
     """
 
     id: int
@@ -504,6 +505,7 @@ class VdiRecord:
     log_previous: int = 0
     log_block: int = 0
     log_number: int = 0
+    log_first: int = 0
     snapshots: int = 0
     session: bytes = bytes(16)
     page: tuple[LogRecord, ...] = ()
@@ -540,6 +542,7 @@ class VdiRecord:
             len(self.page),
             self.snapshots,
             self.log_number,
+            self.log_first,
             self.session,
         )
         _NAME.pack_into(block, _NAME_AT, len(name), name)
@@ -577,6 +580,7 @@ class VdiRecord:
             count,
             snapshots,
             log_number,
+            log_first,
             session,
         ) = _VDI.unpack_from(block)
         length, raw_name = _NAME.unpack_from(block, _NAME_AT)
@@ -609,6 +613,7 @@ class VdiRecord:
             log_previous,
             log_block,
             log_number,
+            log_first,
             snapshots,
             session,
             page,

@@ -91,13 +91,13 @@ class _Scope(NamedTuple):
 
     first: int = 0
     end: int = 1 << 62
-    enter: Callable[[int], bool] | None = None
+    enter: Callable[[int, int], bool] | None = None
     damaged: Callable[[int, int, IoFailed], None] | None = None
     other: RadixMap | None = None
     wait: bool = True
 
 
-_EVERYTHING: Final = _Scope()
+_WHATEVER_IS_LEFT: Final = _Scope(damaged=lambda *_: None)
 _NOTHING: Final[Entries] = np.zeros(FANOUT, np.uint64)
 _NOTHING.flags.writeable = False
 
@@ -215,7 +215,7 @@ class RadixMap:
         first: int = 0,
         end: int | None = None,
         *,
-        enter: Callable[[int], bool] | None = None,
+        enter: Callable[[int, int], bool] | None = None,
         damaged: Callable[[int, int, IoFailed], None] | None = None,
         other: RadixMap | None = None,
         wait: bool = True,
@@ -225,8 +225,8 @@ class RadixMap:
         Args:
             first: first virtual block of interest.
             end: the one behind the last; the whole tree by default.
-            enter: asked with each entry (its writable flag says whether the node is
-                owned) before its node is read; false leaves it out with all below it.
+            enter: asked with (level, entry) before a node is read, the writable flag
+                saying whether it is owned; false leaves it out with all below it.
             damaged: told (level, base, error) of nodes that cannot be read, which are then
                 left out; without it the error is raised.
             other: leave out what this tree has in common with the map.
@@ -246,7 +246,7 @@ class RadixMap:
         """Visit one subtree; bit 0 of `flags` says whether its parent and it are owned."""
         if not (entry ^ theirs) & ~WRITABLE:
             return
-        if scope.enter and not scope.enter(entry & -2 | flags & WRITABLE):
+        if scope.enter and not scope.enter(level, entry & -2 | flags & WRITABLE):
             return
         try:
             entries = self._entries(entry, level, scope.wait)
@@ -522,9 +522,12 @@ class RadixMap:
             self.own -= owned.size
 
     def _drop(self, level: int, index: int, entry: int) -> None:
-        """Account for a subtree that is about to be cut off a node that is owned."""
+        """Account for a subtree that is about to be cut off a node that is owned.
+
+        What lies below a damaged node stays allocated: nobody knows what it is.
+        """
         base = index << FANOUT_SHIFT * (level + 1)
-        for visit in self._visit(level, base, entry, entry, 0, _EVERYTHING):
+        for visit in self._visit(level, base, entry, entry, 0, _WHATEVER_IS_LEFT):
             if visit.level == 0:
                 entries = visit.entries[visit.entries != 0]
                 self.mapped -= entries.size

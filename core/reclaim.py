@@ -57,7 +57,7 @@ def mark(store: Blockstore, records: list[VdiRecord]) -> NDArray[np.bool_]:
     """
     marked = np.zeros(store.sb.blocks, np.bool_)
 
-    def unmarked(entry: int) -> bool:
+    def unmarked(_level: int, entry: int) -> bool:
         return not marked[entry >> 1 & BLOCK_MASK]
 
     for record in records:

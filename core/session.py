@@ -289,7 +289,7 @@ class Session:
         if name != record.name:
             self._refuse_taken(name)
         with self.opened(record) as vdi:
-            vdi.rename(name)
+            vdi.amend(name=name)
         names = self._vdi_names()
         names.pop(record.name, None)
         names[name] = record.id
@@ -331,7 +331,7 @@ class Session:
         if record.id in self._open:
             raise InUse(f"VDI {record.name!r} is open", "close it first")
         with self.opened(record) as vdi:
-            vdi.set_state(DELETED)
+            vdi.amend(state=DELETED, deleted_ns=time.time_ns())
         self._vdi_names().pop(record.name, None)
         self._collected = False
 

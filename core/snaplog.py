@@ -103,7 +103,7 @@ def pages(store: Blockstore, record: VdiRecord) -> Iterator[tuple[int, LogBlock]
         Corrupt: a page is damaged, or is not the one that belongs there.
     """
     pointer, number = record.log_previous, record.log_number
-    while pointer:
+    while pointer and number > record.log_first:
         number -= 1
         block = pointer >> 1 & BLOCK_MASK
         page = LogBlock.unpack(bytes(store.checked(pointer)), store.sb.uuid)

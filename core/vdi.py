@@ -295,19 +295,11 @@ class Vdi(Image):
             self.trim(size, self.size - size)
         self.map.raise_to(height_for(size))
         self.size = size
-        self._edit(size=size)
+        self.amend(size=size)
 
-    def _edit(self, **fields: object) -> None:
-        """Note fields of the record to change at the next commit."""
+    def amend(self, **fields: object) -> None:
+        """Change fields of the record, already checked, at the next commit."""
         self._edits = replace(self._edits or self.record, **fields)  # type: ignore[arg-type]
-
-    def rename(self, name: str) -> None:
-        """Give it another name, already checked, at the next commit."""
-        self._edit(name=name)
-
-    def set_state(self, state: int) -> None:
-        """Mark it as live or deleted at the next commit."""
-        self._edit(state=state, deleted_ns=time.time_ns())
 
     # -- snapshots ---------------------------------------------------------------------
 
@@ -354,7 +346,7 @@ class Vdi(Image):
         self.map.clear()
         self.map.replace(snapshot.root, snapshot.height, snapshot.mapped)
         self.size = snapshot.size
-        self._edit(size=snapshot.size)
+        self.amend(size=snapshot.size)
 
     # -- committing --------------------------------------------------------------------
 
