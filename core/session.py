@@ -29,11 +29,12 @@ from core.format import (
     VdiRecord,
     height_for,
 )
+from core.image import Image
 from core.lock_master import LockMaster
 from core.reclaim import collect
 from core.registry import Registry, check_name
 from core.snaplog import Snapshot, SnapshotId
-from core.vdi import Image, Vdi, prepare_commit
+from core.vdi import Vdi, prepare_commit
 
 _ID_LENGTH: Final = 24
 

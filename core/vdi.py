@@ -1,8 +1,7 @@
-"""Virtual disk images: byte ranges to blocks.
+"""Virtual disk images that are open for writing: writes, snapshots, and their commit.
 
-`Image` reads a tree: a snapshot, or the base of `Vdi`. `Vdi` writes. Everything is
-byte-granular on the outside and whole blocks on the inside: a part of a block is read,
-changed and written back as one block. Blocks of zeros are not stored.
+Everything is byte-granular on the outside and whole blocks on the inside: a part of a
+block is read, changed and written back as one block. Blocks of zeros are not stored.
 
 A `Vdi` belongs to one thread. Only `Commit.sync` may run beside it.
 """
@@ -10,33 +9,31 @@ A `Vdi` belongs to one thread. Only `Commit.sync` may run beside it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from itertools import chain, pairwise
-from typing import TYPE_CHECKING, Final, NamedTuple
+from itertools import chain
+from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
+from core.batch import WriteBatch
 from core.blockstore import Blockstore
 from core.commit import Change, Commit
 from core.device import Buffer
 from core.errors import BadRequest, NoSpace, ParallaxError
 from core.format import (
     BLOCK,
-    BLOCK_MASK,
     BLOCK_SHIFT,
     KIND_SNAPSHOT,
     KIND_TOMBSTONE,
     MAX_VDI_SIZE,
     WRITABLE,
-    ZERO_BLOCK,
     LogRecord,
     VdiRecord,
     blocks_for,
     height_for,
 )
+from core.image import Image
 from core.lock_master import Grant
-from core.radix import RadixMap, Run
+from core.radix import RadixMap
 from core.registry import check_label
 from core.snaplog import Snapshot, SnapshotId, append, last_id
 
@@ -44,98 +41,6 @@ if TYPE_CHECKING:
     from core.extent import Run as AllocatedRun
 
 _OFFSET: Final = BLOCK - 1
-
-
-class Extent(NamedTuple):
-    """A range of bytes of an image that is stored (`data`) or reads as zeros."""
-
-    offset: int
-    length: int
-    data: bool
-
-
-class Image:
-    """The contents of a snapshot (or of a VDI, see `Vdi`), read only.
-
-    Args:
-        store: the open store.
-        root: root entry of its tree.
-        height: levels of its tree.
-        size: bytes.
-    """
-
-    def __init__(self, store: Blockstore, root: int, height: int, size: int) -> None:
-        """Read nothing yet."""
-        self.store = store
-        self.size = size
-        self.map = RadixMap(store, root, height)
-        self._device = store.device
-
-    def _check_range(self, offset: int, length: int) -> None:
-        if offset < 0 or length < 0 or offset + length > self.size:
-            raise BadRequest(
-                f"bytes {offset} to {offset + length} are not all within the {self.size} bytes"
-                " of the image",
-                "check offset and length",
-            )
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Return `length` bytes at byte `offset`; see `read_into` for the errors."""
-        buffer = bytearray(length)
-        self.read_into(offset, memoryview(buffer))
-        return bytes(buffer)
-
-    def read_into(self, offset: int, buffer: memoryview, wait: bool = True) -> None:
-        """Fill `buffer` (writable, format "B") from byte `offset` on.
-
-        Raises:
-            BadRequest: the range is not within the image.
-            WouldBlock: `wait` is false and some of it is not in memory.
-            IoFailed, Corrupt: it cannot be read.
-        """
-        length = len(buffer)
-        if length == BLOCK and not offset & _OFFSET and 0 <= offset <= self.size - BLOCK:
-            entry = self.map.lookup(offset >> BLOCK_SHIFT, wait)
-            if entry:
-                block = entry >> 1 & BLOCK_MASK
-                self._device.preadv(block << BLOCK_SHIFT, (buffer,), wait)
-            else:
-                buffer[:] = ZERO_BLOCK
-            return
-        self._check_range(offset, length)
-        for run in self._runs(offset, length, wait):
-            low = max(run.first << BLOCK_SHIFT, offset)
-            high = min((run.first + run.length) << BLOCK_SHIFT, offset + length)
-            part = buffer[low - offset : high - offset]
-            if run.block:
-                at = (run.block - run.first << BLOCK_SHIFT) + low
-                self._device.preadv(at, (part,), wait)
-            else:
-                part[:] = bytes(high - low)
-
-    def _runs(self, offset: int, length: int, wait: bool = True) -> list[Run]:
-        """Return the runs of blocks that hold a byte range within the image."""
-        if not length:
-            return []
-        first = offset >> BLOCK_SHIFT
-        return self.map.lookup_range(first, blocks_for(offset + length) - first, wait)
-
-    def extents(self, offset: int, length: int, wait: bool = True) -> Iterator[Extent]:
-        """Yield the stored and the unstored ranges of a byte range, in order.
-
-        Raises:
-            BadRequest, WouldBlock, Corrupt: as `read_into`.
-        """
-        self._check_range(offset, length)
-        start, data = offset, False
-        for run in self._runs(offset, length, wait):
-            low = max(run.first << BLOCK_SHIFT, offset)
-            if bool(run.block) != data:
-                if low > start:
-                    yield Extent(start, low - start, data)
-                start, data = low, not data
-        if offset + length > start:
-            yield Extent(start, offset + length - start, data)
 
 
 class Vdi(Image):
@@ -220,11 +125,11 @@ class Vdi(Image):
         """Do what `write_many` does, without making room."""
         self.store.check_writable()
         self._written = True
-        batch = _Batch(self)
+        batch = WriteBatch(self, self.take)
         errors: list[ParallaxError | None] = [None] * len(requests)
         for number, (offset, data) in enumerate(requests):
             try:
-                self._check_range(offset, len(data))
+                self.check_range(offset, len(data))
                 batch.add(number, offset, data)
             except ParallaxError as error:
                 errors[number] = error
@@ -240,7 +145,7 @@ class Vdi(Image):
             NoSpace: the store is so full that not even this can be noted.
             IoFailed, Corrupt: as `read_into`.
         """
-        self._check_range(offset, length)
+        self.check_range(offset, length)
         self.store.check_writable()
         self._written = True
         end = offset + length
@@ -266,14 +171,14 @@ class Vdi(Image):
         Raises:
             BadRequest, NoSpace, IoFailed, Corrupt: as `trim`.
         """
-        self._check_range(offset, length)
+        self.check_range(offset, length)
         self.store.check_writable()
         self._written = True
         step = 1 << 20
         zeros = memoryview(bytes(step))
         while length:
             part = min(length, step - (offset & step - 1))
-            batch = _Batch(self, keep_zeros=True)
+            batch = WriteBatch(self, self.take, keep_zeros=True)
             batch.add(0, offset, zeros[:part])
             for _, error in batch.run():
                 raise error
@@ -421,125 +326,3 @@ def prepare_commit(store: Blockstore, vdis: Iterable[Vdi]) -> Commit:
             vdi.not_committed(change)
         raise
     return commit
-
-
-class _Batch:
-    """The blocks of several writes, collected to be written in few long runs.
-
-    Fresh blocks are written before the map learns of them, so a write that fails changes
-    nothing there.
-    """
-
-    def __init__(self, vdi: Vdi, keep_zeros: bool = False) -> None:
-        self._vdi = vdi
-        self._keep_zeros = keep_zeros
-        self._pieces: list[tuple[int, memoryview, int]] = []
-        self._taken: set[int] = set()
-        self._failed: list[tuple[int, ParallaxError]] = []
-        self._updates: list[tuple[int, int, int, int]] = []
-
-    def add(self, number: int, offset: int, data: memoryview) -> None:
-        """Add one write within the VDI; raises when there is no room for it."""
-        if not data:
-            return
-        first = offset >> BLOCK_SHIFT
-        count = blocks_for(offset + len(data)) - first
-        if not self._taken.isdisjoint(range(first, first + count)):
-            self._write()
-        if (offset | len(data)) & _OFFSET:
-            data = self._whole(offset, data, count)
-        self._taken.update(range(first, first + count))
-        if count == 1:
-            self._add_block(number, first, data)
-            return
-        for run_first, run_count, zero in self._split(first, data):
-            at = (run_first - first) << BLOCK_SHIFT
-            part = data[at : at + (run_count << BLOCK_SHIFT)]
-            if zero:
-                self._vdi.map.trim(run_first, run_first + run_count)
-            else:
-                self._add_run(number, run_first, run_count, part)
-
-    def _whole(self, offset: int, data: memoryview, count: int) -> memoryview:
-        """Return whole blocks: `data` with what is stored around it."""
-        self._write()
-        whole = memoryview(bytearray(count << BLOCK_SHIFT))
-        start = offset & ~_OFFSET
-        vdi = self._vdi
-        for block in {start, start + ((count - 1) << BLOCK_SHIFT)}:
-            length = min(BLOCK, vdi.size - block)
-            vdi.read_into(block, whole[block - start : block - start + length])
-        whole[offset - start : offset - start + len(data)] = data
-        return whole
-
-    def _add_block(self, number: int, vblock: int, data: memoryview) -> None:
-        vdi = self._vdi
-        entry = vdi.map.lookup(vblock)
-        if not self._keep_zeros and not data[0] and not data[_OFFSET] and bytes(data) == ZERO_BLOCK:
-            if entry:
-                vdi.map.trim(vblock, vblock + 1)
-        elif entry & WRITABLE:
-            self._pieces.append((entry >> 1 & BLOCK_MASK, data, number))
-        else:
-            vdi.map.prepare(vblock, 1)
-            [(block, _)] = vdi.take(1)
-            self._pieces.append((block, data, number))
-            self._updates.append((vblock, block, 1, number))
-
-    def _add_run(self, number: int, first: int, count: int, data: memoryview) -> None:
-        vdi = self._vdi
-        for run in vdi.map.lookup_range(first, count):
-            at = (run.first - first) << BLOCK_SHIFT
-            part = data[at : at + (run.length << BLOCK_SHIFT)]
-            if run.owned:
-                self._pieces.append((run.block, part, number))
-                continue
-            vdi.map.prepare(run.first, run.length)
-            vblock = run.first
-            for block, length in vdi.take(run.length):
-                size = length << BLOCK_SHIFT
-                self._pieces.append((block, part[:size], number))
-                self._updates.append((vblock, block, length, number))
-                part = part[size:]
-                vblock += length
-
-    def _split(self, first: int, data: memoryview) -> list[tuple[int, int, bool]]:
-        """Split whole blocks into (first, count, all zeros)."""
-        count = len(data) >> BLOCK_SHIFT
-        if self._keep_zeros:
-            return [(first, count, False)]
-        words = np.frombuffer(data, np.uint64).reshape(count, -1)
-        zero = np.bitwise_or.reduce(words, axis=1) == 0
-        edges = [0, *(np.flatnonzero(zero[1:] != zero[:-1]) + 1).tolist(), count]
-        return [(first + low, high - low, bool(zero[low])) for low, high in pairwise(edges)]
-
-    def run(self) -> list[tuple[int, ParallaxError]]:
-        """Write everything; return (request, what went wrong)."""
-        self._write()
-        return self._failed
-
-    def _write(self) -> None:
-        """Write what was collected so far, then tell the map."""
-        pieces = sorted(self._pieces, key=lambda piece: piece[0])
-        start = 0
-        for end in range(1, len(pieces) + 1):
-            if end == len(pieces) or pieces[end][0] != pieces[end - 1][0] + (
-                len(pieces[end - 1][1]) >> BLOCK_SHIFT
-            ):
-                run = pieces[start:end]
-                try:
-                    self._vdi.store.write([(run[0][0], [piece[1] for piece in run])])
-                except ParallaxError as error:
-                    self._failed += [(piece[2], error) for piece in run]
-                start = end
-        failed = {number for number, _ in self._failed}
-        unused: list[int] = []
-        for vblock, block, count, number in self._updates:
-            if number in failed:
-                unused += range(block, block + count)
-            else:
-                self._vdi.map.update(vblock, block, count)
-        self._vdi.map.freed += unused
-        self._pieces.clear()
-        self._updates.clear()
-        self._taken.clear()

@@ -1,0 +1,106 @@
+"""The contents of a snapshot or a VDI, for reading: byte ranges to blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from core.blockstore import Blockstore
+from core.errors import BadRequest
+from core.format import BLOCK, BLOCK_MASK, BLOCK_SHIFT, ZERO_BLOCK, blocks_for
+from core.radix import RadixMap, Run
+
+_OFFSET: Final = BLOCK - 1
+
+
+class Extent(NamedTuple):
+    """A range of bytes of an image that is stored (`data`) or reads as zeros."""
+
+    offset: int
+    length: int
+    data: bool
+
+
+class Image:
+    """The contents of a snapshot (or of a VDI, see `core.vdi`), read only.
+
+    Args:
+        store: the open store.
+        root: root entry of its tree.
+        height: levels of its tree.
+        size: bytes.
+    """
+
+    def __init__(self, store: Blockstore, root: int, height: int, size: int) -> None:
+        """Read nothing yet."""
+        self.store = store
+        self.size = size
+        self.map = RadixMap(store, root, height)
+        self._device = store.device
+
+    def check_range(self, offset: int, length: int) -> None:
+        """Raise BadRequest unless the bytes are all within the image."""
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise BadRequest(
+                f"bytes {offset} to {offset + length} are not all within the {self.size} bytes"
+                " of the image",
+                "check offset and length",
+            )
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return `length` bytes at byte `offset`; see `read_into` for the errors."""
+        buffer = bytearray(length)
+        self.read_into(offset, memoryview(buffer))
+        return bytes(buffer)
+
+    def read_into(self, offset: int, buffer: memoryview, wait: bool = True) -> None:
+        """Fill `buffer` (writable, format "B") from byte `offset` on.
+
+        Raises:
+            BadRequest: the range is not within the image.
+            WouldBlock: `wait` is false and some of it is not in memory.
+            IoFailed, Corrupt: it cannot be read.
+        """
+        length = len(buffer)
+        if length == BLOCK and not offset & _OFFSET and 0 <= offset <= self.size - BLOCK:
+            entry = self.map.lookup(offset >> BLOCK_SHIFT, wait)
+            if entry:
+                block = entry >> 1 & BLOCK_MASK
+                self._device.preadv(block << BLOCK_SHIFT, (buffer,), wait)
+            else:
+                buffer[:] = ZERO_BLOCK
+            return
+        self.check_range(offset, length)
+        for run in self._runs(offset, length, wait):
+            low = max(run.first << BLOCK_SHIFT, offset)
+            high = min((run.first + run.length) << BLOCK_SHIFT, offset + length)
+            part = buffer[low - offset : high - offset]
+            if run.block:
+                at = (run.block - run.first << BLOCK_SHIFT) + low
+                self._device.preadv(at, (part,), wait)
+            else:
+                part[:] = bytes(high - low)
+
+    def _runs(self, offset: int, length: int, wait: bool = True) -> list[Run]:
+        """Return the runs of blocks that hold a byte range within the image."""
+        if not length:
+            return []
+        first = offset >> BLOCK_SHIFT
+        return self.map.lookup_range(first, blocks_for(offset + length) - first, wait)
+
+    def extents(self, offset: int, length: int, wait: bool = True) -> Iterator[Extent]:
+        """Yield the stored and the unstored ranges of a byte range, in order.
+
+        Raises:
+            BadRequest, WouldBlock, Corrupt: as `read_into`.
+        """
+        self.check_range(offset, length)
+        start, data = offset, False
+        for run in self._runs(offset, length, wait):
+            low = max(run.first << BLOCK_SHIFT, offset)
+            if bool(run.block) != data:
+                if low > start:
+                    yield Extent(start, low - start, data)
+                start, data = low, not data
+        if offset + length > start:
+            yield Extent(start, offset + length - start, data)
