@@ -32,11 +32,11 @@ from core.registry import Registry
 class Change:
     """One VDI's part in a commit.
 
-    `old` is the record on disk (None when it is being created), `new` what replaces it,
-    `grant` the right to do so, `freed` the blocks that nothing refers to afterwards.
+    `old` is the record on disk, `new` what replaces it, `grant` the right to do so,
+    `freed` the blocks that nothing refers to afterwards.
     """
 
-    old: VdiRecord | None
+    old: VdiRecord
     new: VdiRecord
     grant: Grant
     freed: Sequence[int] = ()
@@ -101,7 +101,7 @@ class Commit:
         change.grant.check()
         current = self._registry.get(change.new.id)
         old = change.old
-        if (current and (current.sequence, current.token)) != (old and (old.sequence, old.token)):
+        if current is None or (current.sequence, current.token) != (old.sequence, old.token):
             raise Fenced(f"VDI {change.new.id} was changed by another session", "open it again")
 
     def finish(self) -> None:

@@ -50,6 +50,8 @@ class Registry:
             for number in range(first, first + count):
                 at = 2 * (number - first) * BLOCK
                 record = self._parse(number, raw[at : at + 2 * BLOCK])
+                if isinstance(record, Corrupt):
+                    record = self._read(number)
                 if record is not None:
                     yield number, record
 
@@ -78,13 +80,20 @@ class Registry:
         """
         if not 0 <= number < self._store.sb.max_vdis:
             return None
+        record = self._read(number)
+        if isinstance(record, Corrupt):
+            raise record
+        return record
+
+    def _read(self, number: int) -> VdiRecord | Corrupt | None:
+        """Read one pair of slots, again if a writer may have been in the middle of it."""
         at = self._store.sb.vdi_slot(number, 0) << BLOCK_SHIFT
         record: VdiRecord | Corrupt | None = None
-        for _ in range(_RETRIES):  # a reader beside a writer may catch it in mid-write
+        for _ in range(_RETRIES):
             record = self._parse(number, self._store.device.pread(at, 2 * BLOCK))
             if not isinstance(record, Corrupt):
-                return record
-        raise record  # type: ignore[misc]  # the loop ran, so it is the Corrupt
+                break
+        return record
 
     def vdis(self, state: int = LIVE) -> list[VdiRecord]:
         """Return the readable records in one state, by id."""

@@ -9,15 +9,15 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from threading import Event
 from typing import Final
 
 from core import snaplog
 from core.blockstore import DEFAULT_CACHE, Blockstore, Mode
-from core.commit import Change, Commit
-from core.errors import BadRequest, Corrupt, InUse, NotFound, ParallaxError
+from core.commit import Commit
+from core.errors import BadRequest, Corrupt, InUse, NoSpace, NotFound, ParallaxError
 from core.format import (
     BLOCK,
     BLOCK_SHIFT,
@@ -90,7 +90,7 @@ class Session:
         self._collected = False
         self._names: dict[str, int] | None = None
         self._free_ids = self.registry.free_ids()
-        self._deleted: set[SnapshotId] = set()
+        self._deleted: set[Snapshot] = set()
 
     @classmethod
     def open(cls, path: str, mode: Mode = "write", cache: int = DEFAULT_CACHE) -> Session:
@@ -246,7 +246,7 @@ class Session:
         return number
 
     def _write_new(self, name: str, size: int, parent: Snapshot | None) -> VdiRecord:
-        """Commit the record of a new VDI, then fill its second slot."""
+        """Write the record of a new VDI, make it durable, then fill its second slot."""
         source = None if parent is None else self._owner(parent)
         number = self._next_id()
         old = self.registry.get(number)
@@ -276,13 +276,23 @@ class Session:
                 parent_offset=parent.id.offset,
             )
         try:
-            self.store.check_writable()
-            Commit(self.store, [Change(old, record, grant)]).run()
-            record = replace(record, sequence=record.sequence + 1)
-            self.registry.write(record)
+            self._commit_new(record)
+            with suppress(NoSpace):  # one slot is enough until the first change
+                record = replace(record, sequence=record.sequence + 1)
+                self.registry.write(record)
         finally:
             grant.release()
         return record
+
+    def _commit_new(self, record: VdiRecord) -> None:
+        """Make the first record of a VDI durable: all that it refers to is durable already."""
+        self.store.check_writable()
+        self.registry.write(record)
+        try:
+            self.store.device.flush()
+        except ParallaxError as error:
+            self.store.fail(error)
+            raise
 
     def rename(self, record: VdiRecord, name: str) -> None:
         """Give a VDI another name; raises as `create`."""
@@ -291,9 +301,7 @@ class Session:
             self._refuse_taken(name)
         with self.opened(record) as vdi:
             vdi.amend(name=name)
-        names = self._vdi_names()
-        names.pop(record.name, None)
-        names[name] = record.id
+        self._names = None
 
     def resize(self, record: VdiRecord, size: int, force: bool = False) -> None:
         """Change the size of a VDI in bytes.
@@ -318,7 +326,9 @@ class Session:
         Raises:
             InUse: it has snapshots and `snapshots` is not set, it has clones, or it is
                 open.
+            NotFound: it was deleted in the meantime.
         """
+        record = self._current(record)
         if record.snapshots and not snapshots:
             raise InUse(
                 f"VDI {record.name!r} has {record.snapshots} snapshots",
@@ -333,7 +343,7 @@ class Session:
             raise InUse(f"VDI {record.name!r} is open", "close it first")
         with self.opened(record) as vdi:
             vdi.amend(state=DELETED, deleted_ns=time.time_ns())
-        self._vdi_names().pop(record.name, None)
+        self._names = None
         self._collected = False
 
     # -- snapshots ---------------------------------------------------------------------
@@ -347,7 +357,7 @@ class Session:
         """Delete a snapshot; clones made from it are not affected."""
         with self.opened(self._owner(snapshot)) as vdi:
             vdi.delete_snapshot(snapshot)
-        self._deleted.add(snapshot.id)
+        self._deleted.add(snapshot)
         self._collected = False
 
     def rollback(self, record: VdiRecord, snapshot: Snapshot) -> None:
@@ -371,7 +381,8 @@ class Session:
     def _owner(self, snapshot: Snapshot) -> VdiRecord:
         """Return the VDI of a snapshot, which must not be deleted meanwhile."""
         record = self.registry.get(snapshot.vdi)
-        if record is None or record.state != LIVE or snapshot.id in self._deleted:
+        gone = record is None or record.uuid != snapshot.vdi_uuid or record.state != LIVE
+        if record is None or gone or snapshot in self._deleted:
             raise NotFound(f"snapshot {snapshot.id} was deleted", "list the snapshots again")
         return record
 
@@ -389,13 +400,18 @@ class Session:
         vdi, users = self._open.get(record.id, (None, 0))
         if vdi is None:
             self.store.allocator  # noqa: B018  # refuses a store open for reading
-            current = self.registry.get(record.id)
-            if current is None or current.uuid != record.uuid or current.state != LIVE:
-                raise NotFound(f"there is no VDI {record.name!r} any more", "list them again")
+            current = self._current(record)
             grant = self._locks.acquire(f"vdi/{record.id}", current.token)
             vdi = Vdi(self.store, current, grant, self.make_room)
         self._open[record.id] = (vdi, users + 1)
         return vdi
+
+    def _current(self, record: VdiRecord) -> VdiRecord:
+        """Return the record as it is on disk now."""
+        current = self.registry.get(record.id)
+        if current is None or current.uuid != record.uuid or current.state != LIVE:
+            raise NotFound(f"there is no VDI {record.name!r} any more", "list them again")
+        return current
 
     def release(self, vdi: Vdi) -> None:
         """Undo one `open_vdi`; the last one commits and gives the VDI up.
@@ -473,15 +489,15 @@ class Session:
         """
         allocator = self.store.allocator
         before = allocator.free
-        self.commit([vdi for vdi in self.open_vdis if vdi.map.freed])
-        if allocator.free == before and not self._collected:
-            self._collected = True
-            self.commit(self.open_vdis)
-            try:
+        try:
+            self.commit([vdi for vdi in self.open_vdis if vdi.map.freed])
+            if allocator.free == before and not self._collected:
+                self._collected = True
+                self.commit(self.open_vdis)
                 collect(self.store, self._locks)
-            except Corrupt:
-                return False  # what a damaged block refers to is not known to be free
-            self._free_ids = self.registry.free_ids()
+                self._free_ids = self.registry.free_ids()
+        except (Corrupt, NoSpace):
+            pass  # what a damaged block refers to is not known to be free
         return allocator.free > before
 
 

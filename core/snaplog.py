@@ -44,13 +44,14 @@ class SnapshotId(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One snapshot of a VDI.
+    """One snapshot of the VDI `vdi`, whose UUID is `vdi_uuid`.
 
     `root` and `height` are its tree, `size` its bytes, `mapped` its data blocks, `own`
     the blocks that were written between the snapshot before it and this one.
     """
 
     vdi: int
+    vdi_uuid: bytes
     id: SnapshotId
     time_ns: int
     root: int
@@ -139,6 +140,7 @@ def snapshots(store: Blockstore, record: VdiRecord) -> Iterator[Snapshot]:
         elif line.kind == KIND_SNAPSHOT and where not in deleted:
             yield Snapshot(
                 record.id,
+                record.uuid,
                 where,
                 line.time_ns,
                 line.root,

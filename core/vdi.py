@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from core.extent import Run as AllocatedRun
 
 _OFFSET: Final = BLOCK - 1
+_ZEROS: Final = 1 << 20
 
 
 class Vdi(Image):
@@ -113,19 +114,26 @@ class Vdi(Image):
         Raises:
             IoFailed: the store takes no more writes after an earlier failure.
         """
-        errors = self._write_once(requests)
+        return self._write_all(requests, keep_zeros=False)
+
+    def _write_all(
+        self, requests: Sequence[tuple[int, memoryview]], keep_zeros: bool
+    ) -> list[ParallaxError | None]:
+        """Carry out writes; where the store is full, make room and try once more."""
+        errors = self._write_once(requests, keep_zeros)
         full = [n for n, error in enumerate(errors) if isinstance(error, NoSpace)]
         if full and self._make_room():
-            again = self._write_once([requests[n] for n in full])
+            again = self._write_once([requests[n] for n in full], keep_zeros)
             for number, error in zip(full, again, strict=True):
                 errors[number] = error
         return errors
 
-    def _write_once(self, requests: Sequence[tuple[int, memoryview]]) -> list[ParallaxError | None]:
-        """Do what `write_many` does, without making room."""
+    def _write_once(
+        self, requests: Sequence[tuple[int, memoryview]], keep_zeros: bool
+    ) -> list[ParallaxError | None]:
         self.store.check_writable()
         self._written = True
-        batch = WriteBatch(self, self.take)
+        batch = WriteBatch(self, self.take, keep_zeros)
         errors: list[ParallaxError | None] = [None] * len(requests)
         for number, (offset, data) in enumerate(requests):
             try:
@@ -174,13 +182,11 @@ class Vdi(Image):
         self.check_range(offset, length)
         self.store.check_writable()
         self._written = True
-        step = 1 << 20
-        zeros = memoryview(bytes(step))
+        zeros = memoryview(bytes(_ZEROS))
         while length:
-            part = min(length, step - (offset & step - 1))
-            batch = WriteBatch(self, self.take, keep_zeros=True)
-            batch.add(0, offset, zeros[:part])
-            for _, error in batch.run():
+            part = min(length, _ZEROS - offset % _ZEROS)
+            [error] = self._write_all([(offset, zeros[:part])], keep_zeros=True)
+            if error is not None:
                 raise error
             offset += part
             length -= part
@@ -283,7 +289,6 @@ class Vdi(Image):
 
     def not_committed(self, change: Change) -> None:
         """Take a change back into the list of what the next commit has to write."""
-        assert change.old is not None
         self.map.freed = [*change.freed, *self.map.freed]
         edits = self._edits or change.new
         self._edits = replace(edits, sequence=change.old.sequence, token=change.old.token)

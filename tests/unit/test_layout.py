@@ -30,7 +30,7 @@ ORDER = (
     "vdi",
     "reclaim",
     "session",
-    "images",
+    "source",
     "transfer",
     "check",
     "repair",

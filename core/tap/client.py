@@ -1,0 +1,260 @@
+"""One client: its socket, what waits to be sent to it, and the phase it is in."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+import struct
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from core.tap.handshake import Handshake, ProtocolError, State
+from core.tap.loop import GONE, READ, WRITE, Loop
+from core.tap.transmission import Shared, Transmission
+
+logger = logging.getLogger(__name__)
+
+_CHUNK: Final = 16 << 10
+_TLS_ROUNDS: Final = 16
+_NOT_NOW: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class Client:
+    """A connection from its first byte to its last.
+
+    Nothing that goes wrong here reaches the other clients.
+
+    Args:
+        loop: tells when the socket is ready.
+        shared: what carries out its requests.
+        sock: the socket, not blocking.
+        tls: makes the connection private, None when there is no TLS.
+        tls_required: whether the client must start TLS.
+        closed: told when it is gone.
+
+    Attributes:
+        sock: the socket.
+        peer: who it is, to show.
+        since: when it connected, on the monotonic clock.
+        transmission: its requests, None during the handshake.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        shared: Shared,
+        sock: socket.socket,
+        tls: ssl.SSLContext | None,
+        tls_required: bool,
+        closed: Callable[[Client], None],
+    ) -> None:
+        """Greet the client."""
+        self.sock = sock
+        self.peer = peer_name(sock)
+        self.since = time.monotonic()
+        self.transmission: Transmission | None = None
+        self._loop = loop
+        self._shared = shared
+        self._tls = tls
+        self._told = closed
+        self._handshake = Handshake(shared.exports, tls is not None, tls_required)
+        self._receive: Callable[[], None] = self._negotiate
+        self._out: deque[memoryview] = deque()
+        self._events = READ
+        self._open = True
+        self._stopping = False
+        self._fd = sock.fileno()
+        loop.watch(self._fd, self._on_event, READ)
+        self.guard(self.send, memoryview(Handshake.greeting()))
+
+    @property
+    def blocked(self) -> bool:
+        """Whether replies wait because the client does not take them."""
+        return bool(self._out)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left to be answered or sent."""
+        return not self._out and (self.transmission is None or not self.transmission.waiting)
+
+    # -- events ------------------------------------------------------------------------
+
+    def _on_event(self, events: int) -> None:
+        self.guard(self._handle, events)
+
+    def _handle(self, events: int) -> None:
+        if events & WRITE:
+            self._drain()
+        if not self._open:
+            return
+        if isinstance(self.sock, ssl.SSLSocket):  # it may hold more than the kernel knows
+            for _ in range(_TLS_ROUNDS):
+                if self._reading():
+                    self._receive()
+        elif events & READ:
+            self._receive()
+        if events & GONE and not events & READ:
+            raise ConnectionResetError("the connection broke")
+
+    def _reading(self) -> bool:
+        return self._open and bool(self._events & READ)
+
+    def guard(self, action: Callable[..., None], *arguments: object) -> None:
+        """Do something for this client; if that fails, only this client is dropped."""
+        if not self._open:
+            return
+        try:
+            action(*arguments)
+        except _NOT_NOW:
+            pass
+        except ProtocolError as error:
+            self.close(f"protocol error: {error}")
+        except OSError as error:
+            self.close(str(error))
+        except Exception as error:
+            self.failed(error)
+
+    def failed(self, error: Exception) -> None:
+        """Drop the client because of a bug."""
+        logger.error("%s: internal error", self.peer, exc_info=error)
+        self.close("internal error")
+
+    def update(self) -> None:
+        """Wait for what makes sense now: the client's requests, or that it takes replies."""
+        transmission = self.transmission
+        if self._out:
+            events = WRITE
+        elif transmission is not None and transmission.done:
+            self.close("disconnected")
+            return
+        elif self._stopping or (transmission is not None and transmission.full):
+            events = 0
+        else:
+            events = READ
+            if isinstance(self.sock, ssl.SSLSocket) and not self._events & READ:
+                events |= WRITE  # comes at once: what TLS holds already has to be looked at
+        if events != self._events and self._open:
+            self._events = events
+            self._loop.change(self._fd, events)
+
+    def stop(self) -> None:
+        """Take no more requests; those that were taken are answered."""
+        self._stopping = True
+        if self.transmission is None:
+            self.close("the server is stopping")
+        else:
+            self.update()
+
+    def close(self, why: str) -> None:
+        """Drop the connection; a second call does nothing."""
+        if not self._open:
+            return
+        self._open = False
+        logger.info("%s: %s", self.peer, why)
+        self._shared.replies.clear()
+        self._out.clear()
+        self._loop.unwatch(self._fd)
+        self.sock.close()
+        if self.transmission is not None:
+            self.transmission.close()
+        self._told(self)
+
+    # -- sending -----------------------------------------------------------------------
+
+    def send(self, data: memoryview) -> None:
+        """Send `data`, or keep a copy of what cannot be sent yet.
+
+        Raises:
+            OSError: the client is gone.
+        """
+        if not self._out:
+            sent = self._send_some(data)
+            if sent == len(data):
+                return
+            data = data[sent:]
+        self._out.append(memoryview(bytes(data)))
+        self.update()
+
+    def _send_some(self, data: memoryview) -> int:
+        """Send as much as the socket takes; return how much that was."""
+        sent = 0
+        try:
+            sent = self.sock.send(data)
+            while sent < len(data) and isinstance(self.sock, ssl.SSLSocket):
+                sent += self.sock.send(data[sent:])  # it takes one record at a time
+        except _NOT_NOW:
+            pass
+        return sent
+
+    def _drain(self) -> None:
+        """Send what was kept; then go on with the requests that waited for it."""
+        out = self._out
+        while out:
+            sent = self._send_some(out[0])
+            if sent < len(out[0]):
+                out[0] = out[0][sent:]
+                return
+            out.popleft()
+        self.update()
+        if self.transmission is not None and self._open:
+            self.transmission.process()
+        elif self._handshake.state is State.START_TLS:
+            self._begin_tls()
+        elif self._handshake.state is State.ABORTED:
+            self.close("aborted")
+
+    # -- handshake ---------------------------------------------------------------------
+
+    def _negotiate(self) -> None:
+        data = self.sock.recv(_CHUNK)
+        if not data:
+            raise ConnectionResetError("the client closed the connection")
+        self._feed(data)
+
+    def _feed(self, data: bytes) -> None:
+        answer = self._handshake.feed(data)
+        if self._handshake.state is State.DONE:
+            self._begin_transmission()
+        self.send(memoryview(answer))
+        if not self._out:
+            self._drain()
+
+    def _begin_tls(self) -> None:
+        if self._handshake.rest():
+            raise ProtocolError("bytes before TLS was set up")
+        assert self._tls is not None
+        self.sock = self._tls.wrap_socket(
+            self.sock, server_side=True, do_handshake_on_connect=False
+        )
+        self._receive = self._shake_hands
+
+    def _shake_hands(self) -> None:
+        assert isinstance(self.sock, ssl.SSLSocket)
+        self.sock.do_handshake()
+        self._handshake.secured()
+        self._receive = self._negotiate
+
+    def _begin_transmission(self) -> None:
+        agreed = self._handshake.agreed
+        assert agreed.export is not None
+        transmission = Transmission(
+            self, self._shared, agreed, agreed.export, self._handshake.rest()
+        )
+        self.transmission = transmission
+        self._receive = transmission.receive
+        logger.info("%s: opened %s", self.peer, agreed.export.name)
+
+
+def peer_name(sock: socket.socket) -> str:
+    """Return who is at the other end of a connection."""
+    if sock.family == socket.AF_UNIX:
+        size = struct.calcsize("3i")
+        pid, _, _ = struct.unpack(
+            "3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        )
+        return f"pid {pid}"
+    host, port = sock.getpeername()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,100 @@
+"""Group commit: flushes that arrive together share one trip to the disk.
+
+The loop thread prepares a commit and finishes it; only the wait for the disk in between
+happens on a thread of its own. Flushes that arrive meanwhile make up the next group, so
+each is answered after a commit that began after it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from queue import SimpleQueue
+from threading import Thread
+
+from core.errors import ParallaxError
+from core.session import PendingCommit, Session
+from core.vdi import Vdi
+
+logger = logging.getLogger(__name__)
+
+Done = Callable[[ParallaxError | None], None]
+"""Told that a commit is durable (None), or why it is not."""
+
+
+class Commits:
+    """The commits of one session, one at a time.
+
+    Args:
+        session: what is committed.
+        wake: callable from any thread; makes the loop call `poll` soon.
+    """
+
+    def __init__(self, session: Session, wake: Callable[[], None]) -> None:
+        """Start the thread that waits for the disk."""
+        self._session = session
+        self._wake = wake
+        self._waiting: list[tuple[Vdi, Done]] = []
+        self._group: list[tuple[Vdi, Done]] = []
+        self._running: PendingCommit | None = None
+        self._synced = False
+        self._queue: SimpleQueue[PendingCommit | None] = SimpleQueue()
+        self._thread = Thread(target=self._sync, name="tap-commit", daemon=True)
+        self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        """Whether anyone still waits for an answer."""
+        return bool(self._waiting) or self._running is not None
+
+    def add(self, vdi: Vdi, done: Done) -> None:
+        """Have a VDI committed; `done` is called in the loop thread when it is durable."""
+        self._waiting.append((vdi, done))
+
+    def poll(self) -> None:
+        """Finish a commit that reached the disk and begin the next one."""
+        if self._running is not None and self._synced:
+            pending, self._running = self._running, None
+            group, self._group = self._group, []
+            error: ParallaxError | None = None
+            try:
+                pending.finish()
+            except ParallaxError as failure:
+                error = failure
+            _answer(group, error)
+        while self._waiting and self._running is None:
+            self._group, self._waiting = self._waiting, []
+            self._begin()
+
+    def _begin(self) -> None:
+        """Prepare a commit of the group and hand it to the thread."""
+        vdis = {vdi.id: vdi for vdi, _ in self._group}
+        try:
+            pending = self._session.begin_commit(vdis.values())
+        except ParallaxError as error:
+            group, self._group = self._group, []
+            _answer(group, error)
+            return
+        self._synced = False
+        self._running = pending
+        self._queue.put(pending)
+
+    def _sync(self) -> None:
+        """Wait for the disk; all that this thread does."""
+        while (pending := self._queue.get()) is not None:
+            pending.sync()
+            self._synced = True
+            self._wake()
+
+    def close(self) -> None:
+        """End the thread, after the commit it is at."""
+        self._queue.put(None)
+        self._thread.join()
+
+
+def _answer(group: list[tuple[Vdi, Done]], error: ParallaxError | None) -> None:
+    """Tell everyone in a group what became of their commit."""
+    if error is not None:
+        logger.error("commit failed: %s", error)
+    for _, done in group:
+        done(error)

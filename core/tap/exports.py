@@ -1,0 +1,235 @@
+"""Exports: the names clients ask for, and the images behind them.
+
+A name is a VDI's id, name or UUID; `VDI@LABEL` or `VDI@BLOCK.OFFSET` is a snapshot of it,
+read only; the empty name is the only VDI of a store that has one. Several connections to
+one VDI share it. Opening takes the VDI's lock; when the last connection is gone what was
+written is committed, and then the VDI is given up.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from core.errors import BadRequest, NoSpace, ParallaxError
+from core.format import LIVE, VdiRecord
+from core.image import Image
+from core.session import Session
+from core.snaplog import Snapshot
+from core.tap.commits import Commits
+from core.vdi import Vdi
+
+if TYPE_CHECKING:
+    from core.tap.transmission import Transmission
+
+logger = logging.getLogger(__name__)
+
+MAX_DIRTY: Final = 16 << 10
+"""Changed nodes of a VDI that are worth a commit of their own."""
+_MOST_SNAPSHOTS: Final = 1000
+
+
+class Description(NamedTuple):
+    """What a client may know of an export before it opens it."""
+
+    name: str
+    text: str
+    size: int
+    read_only: bool
+
+
+class Export:
+    """An image that at least one client has open, or that waits for its last commit.
+
+    Attributes:
+        image: what is read.
+        vdi: what is written, None for a snapshot.
+        connections: the clients that have it open.
+        since: when it was opened, in seconds of Unix time.
+    """
+
+    def __init__(self, name: str, record: VdiRecord, image: Image, snapshot: Snapshot | None):
+        """Take an image that is open."""
+        self.name = name
+        self.id = record.id
+        self.uuid = record.uuid
+        self.snapshot = str(snapshot.id) if snapshot else None
+        self.image = image
+        self.vdi = image if isinstance(image, Vdi) else None
+        self.connections: set[Transmission] = set()
+        self.since = time.time()
+        self.committing = False
+
+    @property
+    def key(self) -> tuple[int, str | None]:
+        """What tells it from other exports: the VDI's id and the snapshot's."""
+        return self.id, self.snapshot
+
+
+class Exports:
+    """All exports of one session.
+
+    Args:
+        session: whose VDIs they are.
+        commits: what makes them durable.
+    """
+
+    def __init__(self, session: Session, commits: Commits) -> None:
+        """Open nothing yet."""
+        self._session = session
+        self._commits = commits
+        self._ids: dict[str, int] = {}
+        self.open: dict[tuple[int, str | None], Export] = {}
+
+    def _find(self, reference: str) -> VdiRecord:
+        """Return the live VDI a reference names; a known name costs one record to read."""
+        registry = self._session.registry
+        known = self._ids.get(reference)
+        if known is not None:
+            record = registry.get(known)
+            if record is not None and record.state == LIVE and record.name == reference:
+                return record
+        record = registry.find(reference)
+        if record.name == reference:
+            self._remember()
+        return record
+
+    def _remember(self) -> list[VdiRecord]:
+        """Read all records once, for `_find`; return them."""
+        records = self._session.registry.vdis()
+        self._ids = {record.name: record.id for record in records}
+        return records
+
+    def _resolve(self, name: str) -> tuple[VdiRecord, Snapshot | None]:
+        """Return the VDI, and the snapshot of it, that an export name stands for."""
+        if not name:
+            records = self._session.registry.vdis()
+            if len(records) != 1:
+                raise BadRequest(
+                    f"the store has {len(records)} VDIs, so an export has to be named",
+                    "use a VDI's id or name",
+                )
+            return records[0], None
+        vdi, at, _ = name.rpartition("@")
+        if not at:
+            return self._find(name), None
+        return self._find(vdi), self._session.find_snapshot(name)
+
+    def describe(self, name: str) -> Description:
+        """Return what there is to know about an export without opening it.
+
+        Raises:
+            NotFound, BadRequest, Corrupt: there is no such export.
+        """
+        record, snapshot = self._resolve(name)
+        if snapshot is not None:
+            text = f"snapshot {snapshot.id} of VDI {record.id}"
+            return Description(_name_of(record, snapshot), text, snapshot.size, True)
+        export = self.open.get((record.id, None))
+        size = export.image.size if export else record.size
+        text = f"VDI {record.id}, snapshots: {record.snapshots}"
+        return Description(record.name, text, size, False)
+
+    def names(self) -> list[tuple[str, str]]:
+        """Return (name, description) of each VDI, and of the newest labelled snapshots."""
+        records = self._remember()
+        names = {r.name: f"VDI {r.id}, snapshots: {r.snapshots}" for r in records}
+        room = len(names) + _MOST_SNAPSHOTS
+        for record in records:
+            if not record.snapshots:
+                continue
+            for snapshot in self._session.snapshots(record):
+                if len(names) >= room:
+                    return list(names.items())
+                if snapshot.label:
+                    text = f"snapshot {snapshot.id} of VDI {record.id}"
+                    names.setdefault(f"{record.name}@{snapshot.label}", text)
+        return list(names.items())
+
+    def acquire(self, name: str) -> Export:
+        """Open an export, or share one that is open.
+
+        Raises:
+            NotFound, BadRequest: there is no such export.
+            InUse, ReadOnly: the VDI cannot be opened for writing here.
+            IoFailed: it cannot be read.
+        """
+        record, snapshot = self._resolve(name)
+        key = (record.id, str(snapshot.id) if snapshot else None)
+        export = self.open.get(key)
+        if export is None:
+            image = self._session.image(snapshot) if snapshot else self._session.open_vdi(record)
+            export = Export(_name_of(record, snapshot), record, image, snapshot)
+            self.open[key] = export
+        return export
+
+    # -- committing and giving up ------------------------------------------------------
+
+    def leave(self, export: Export, connection: Transmission) -> None:
+        """Note that a client is gone; after the last one the export is given up."""
+        export.connections.discard(connection)
+        self.settle(export)
+
+    def settle(self, export: Export) -> None:
+        """Commit what was written to an export; give it up if nobody has it open.
+
+        When the file system is full it stays, until a later try succeeds.
+        """
+        if export.committing or self.open.get(export.key) is not export:
+            return
+        vdi = export.vdi
+        if vdi is not None and vdi.written and self._session.store.failed is None:
+            export.committing = True
+            self._commits.add(vdi, partial(self._settled, export))
+        elif not export.connections:
+            try:
+                self._forget(export)
+            except ParallaxError as error:
+                logger.error("export %s: %s", export.name, error)
+
+    def _settled(self, export: Export, error: ParallaxError | None) -> None:
+        """Go on after a commit that `settle` asked for."""
+        export.committing = False
+        if not export.connections and not isinstance(error, NoSpace):
+            self.settle(export)
+
+    def settle_all(self) -> None:
+        """Do for all exports what `settle` does; a timer calls this."""
+        for export in list(self.open.values()):
+            self.settle(export)
+
+    def _forget(self, export: Export) -> None:
+        """Give up an export, with a commit if something was written."""
+        del self.open[export.key]
+        if export.vdi is not None:
+            self._session.release(export.vdi)
+
+    def close(self) -> None:
+        """Commit and give up everything.
+
+        Raises:
+            NoSpace, IoFailed, Fenced: the commit failed; everything is given up.
+        """
+        failure: ParallaxError | None = None
+        vdis = [export.vdi for export in self.open.values() if export.vdi and export.vdi.written]
+        try:
+            if vdis and self._session.store.failed is None:
+                self._session.commit(vdis)
+        except ParallaxError as error:
+            failure = error
+        for export in list(self.open.values()):
+            try:
+                self._forget(export)
+            except ParallaxError as error:
+                failure = failure or error
+        if failure or self._session.store.failed:
+            raise failure or self._session.store.failed  # type: ignore[misc]
+
+
+def _name_of(record: VdiRecord, snapshot: Snapshot | None) -> str:
+    """Return the name to show for an export."""
+    if snapshot is None:
+        return record.name
+    return f"{record.name}@{snapshot.label or snapshot.id}"

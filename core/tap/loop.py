@@ -1,0 +1,69 @@
+"""The loop: one thread, and what it calls when a socket has something for it."""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Callable
+from threading import RLock
+from typing import Final
+
+READ: Final = select.EPOLLIN
+WRITE: Final = select.EPOLLOUT
+GONE: Final = select.EPOLLHUP | select.EPOLLERR
+
+Handler = Callable[[int], None]
+"""Called with the events that happened, some of READ, WRITE and GONE."""
+
+
+class Loop:
+    """File descriptors and their handlers. Level triggered: what is not read comes again.
+
+    `select.epoll` itself, not `selectors`: that makes an object of each event.
+    """
+
+    def __init__(self) -> None:
+        """Watch nothing but `wake`."""
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Handler] = {}
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._closing = RLock()
+        self.watch(self._wake, self._woken, READ)
+
+    def watch(self, fd: int, handler: Handler, events: int) -> None:
+        """Have `handler` called when any of `events` (or GONE) happens to `fd`."""
+        self._handlers[fd] = handler
+        self._epoll.register(fd, events)
+
+    def change(self, fd: int, events: int) -> None:
+        """Wait for other events of a descriptor that is watched."""
+        self._epoll.modify(fd, events)
+
+    def unwatch(self, fd: int) -> None:
+        """Forget a descriptor; call it before closing that."""
+        del self._handlers[fd]
+        self._epoll.unregister(fd)
+
+    def turn(self, timeout: float) -> None:
+        """Wait until something happens, `timeout` seconds at most, and handle it."""
+        handlers = self._handlers
+        for fd, events in self._epoll.poll(timeout):
+            handler = handlers.get(fd)
+            if handler is not None:
+                handler(events)
+
+    def wake(self) -> None:
+        """End the wait of `turn`; may be called from any thread or signal handler."""
+        with self._closing:
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
+
+    def _woken(self, _events: int) -> None:
+        os.eventfd_read(self._wake)
+
+    def close(self) -> None:
+        """Close what the loop itself has open."""
+        with self._closing:
+            self._epoll.close()
+            os.close(self._wake)
+            self._wake = -1

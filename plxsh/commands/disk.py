@@ -1,0 +1,230 @@
+"""`plxsh disk`: the line to paste into the configuration of a virtual machine.
+
+Lines name the VDI by its id, which needs no quoting anywhere and survives a rename.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import quote
+from xml.sax.saxutils import escape
+
+import click
+
+from core.errors import BadRequest
+from core.registry import Registry
+from plxsh import render
+from plxsh.context import Settings, default_socket, pass_settings
+from plxsh.groups import Group
+from plxsh.params import VDI_OR_SNAPSHOT, names_snapshot
+
+_VDEV: Final = re.compile(r"(xvd[a-z]{1,2}|sd[a-p]|hd[a-d])([1-9]|1[0-5])?")
+_DOMAIN: Final = re.compile(r"[A-Za-z0-9_.+-]+")
+_SHELL_SAFE: Final = re.compile(r"[A-Za-z0-9_./:@%+=,?-]+")
+_LEGACY: Final = re.compile(
+    r"(?:disk\s*=\s*)?\[?\s*(?P<quote>['\"]?)\s*"
+    r"tap:parallax:(?P<vdi>\d+),(?P<vdev>[^,]+),(?P<mode>[rw])(?:,(?P<backend>[^,'\"\]]+))?"
+    r"\s*(?P=quote)\s*\]?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class XenDisk:
+    """What a Xen disk line says; `export` is a VDI's id or a snapshot of it.
+
+    Raises:
+        BadRequest: a device or domain name that xl would accept and then fail on.
+    """
+
+    export: str
+    vdev: str
+    writable: bool
+    backend: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the names."""
+        if not _VDEV.fullmatch(self.vdev):
+            raise BadRequest(
+                f"{self.vdev!r} is no name of a virtual device",
+                "take one such as xvda, xvdb1, sda1 or hda",
+            )
+        if self.backend and not _DOMAIN.fullmatch(self.backend):
+            raise BadRequest(
+                f"{self.backend!r} is no name of a domain", "give its name or its number"
+            )
+
+    def modern(self, socket: str) -> str:
+        """Return the line for today's xl; `target` must come last."""
+        backend = f"backend={self.backend}," if self.backend not in ("", "0") else ""
+        access = "rw" if self.writable else "ro"
+        return (
+            f"disk = [ 'format=raw,vdev={self.vdev},access={access},{backend}script=block-plx,"
+            f"target={nbd_uri(self.export, socket)}' ]"
+        )
+
+    def legacy(self) -> str:
+        """Return the line of the original tap driver."""
+        mode = "w" if self.writable else "r"
+        return f"disk = ['tap:parallax:{self.export},{self.vdev},{mode},{self.backend or 0}' ]"
+
+
+def parse_legacy(line: str) -> XenDisk:
+    """Return what a historic `tap:parallax:0,sda1,w,0` says, with or without `disk = [...]`.
+
+    Raises:
+        BadRequest: it is no such line.
+    """
+    match = _LEGACY.fullmatch(line.strip())
+    if match is None:
+        raise BadRequest(
+            f"{line!r} is no disk line of the original tap driver",
+            "it looks like tap:parallax:0,sda1,w,0",
+        )
+    return XenDisk(match["vdi"], match["vdev"], match["mode"] == "w", match["backend"] or "")
+
+
+def nbd_uri(export: str, socket: str) -> str:
+    """Return the NBD URI of an export on a Unix socket."""
+    return f"nbd+unix:///{quote(export, safe='@')}?socket={quote(socket)}"
+
+
+def qemu_drive(export: str, socket: str, writable: bool) -> str:
+    """Return QEMU's short form."""
+    read_only = "" if writable else ",readonly=on"
+    return f"-drive {_word(f'file={nbd_uri(export, socket)},format=raw,if=virtio{read_only}')}"
+
+
+def qemu_blockdev(export: str, socket: str, writable: bool) -> str:
+    """Return QEMU's long form, which connects again when the tap was restarted."""
+    read_only = "" if writable else ",read-only=on"
+    path = socket.replace(",", ",,")
+    return "-blockdev " + _word(
+        f"driver=nbd,node-name=d0,server.type=unix,server.path={path},"
+        f"export={export},reconnect-delay=10{read_only}"
+    )
+
+
+def _word(text: str) -> str:
+    """Quote a word for the shell if it needs that."""
+    return text if _SHELL_SAFE.fullmatch(text) else shlex.quote(text)
+
+
+def libvirt_disk(export: str, socket: str, writable: bool) -> str:
+    """Return libvirt's XML, for its QEMU driver."""
+    read_only = "" if writable else "<readonly/>"
+    path = escape(socket, {"'": "&apos;"})
+    return (
+        "<disk type='network' device='disk'><driver name='qemu' type='raw'/>"
+        f"<source protocol='nbd' name='{export}'>"
+        f"<host transport='unix' socket='{path}'/></source>"
+        f"<target dev='vda' bus='virtio'/>{read_only}</disk>"
+    )
+
+
+@click.group(cls=Group)
+def disk() -> None:
+    """Print the line that gives a VDI to a virtual machine."""
+
+
+_socket = click.option(
+    "--socket", type=click.Path(), help="Socket of the tap.  [default: that of 'tap serve']"
+)
+
+
+@disk.command(
+    examples=[
+        "plxsh disk xen base xvda w",
+        "plxsh disk xen base sda1 r --legacy",
+        "plxsh disk xen --from-legacy 'tap:parallax:0,sda1,w,0'",
+    ]
+)
+@click.argument("vdi", type=VDI_OR_SNAPSHOT, required=False)
+@click.argument("vdev", required=False)
+@click.argument("access", metavar="[r|w]", type=click.Choice(["r", "w"]), required=False)
+@click.option("--backend", metavar="DOM", default="", help="Domain that runs the tap.")
+@click.option("--legacy", is_flag=True, help="The line of the original tap driver.")
+@click.option("--from-legacy", metavar="LINE", help="Translate a line of the original tap driver.")
+@_socket
+@pass_settings
+def xen(
+    settings: Settings,
+    vdi: str | None,
+    vdev: str | None,
+    access: str | None,
+    backend: str,
+    legacy: bool,
+    from_legacy: str | None,
+    socket: str | None,
+) -> None:
+    """Print the disk line for xl.
+
+    Without r or w a VDI is writable, a snapshot is not.
+    """
+    if from_legacy is not None:
+        if vdi is not None:
+            raise click.UsageError("--from-legacy takes all from its line: give no VDI besides")
+        line = parse_legacy(from_legacy)
+        _export(settings, line.export)  # refuse a VDI that there is not
+    elif vdi is None or vdev is None:
+        raise click.UsageError(f"Missing argument '{'VDI' if vdi is None else 'VDEV'}'.")
+    else:
+        export, writable = _export(settings, vdi, access)
+        line = XenDisk(export, vdev, writable, backend)
+    path = _socket_path(socket)
+    _show(settings, "xen", line.export, path, line.legacy() if legacy else line.modern(path))
+
+
+@disk.command(examples=["plxsh disk qemu base", "plxsh disk qemu base --blockdev"])
+@click.argument("vdi", type=VDI_OR_SNAPSHOT)
+@click.option("--blockdev", is_flag=True, help="The long form, with a node name of its own.")
+@_socket
+@pass_settings
+def qemu(settings: Settings, vdi: str, blockdev: bool, socket: str | None) -> None:
+    """Print the option for QEMU.
+
+    A snapshot is given read-only. --blockdev needs a -device with drive=d0 besides.
+    """
+    export, writable = _export(settings, vdi)
+    path = _socket_path(socket)
+    line = (qemu_blockdev if blockdev else qemu_drive)(export, path, writable)
+    _show(settings, "qemu", export, path, line)
+
+
+@disk.command(examples=["plxsh disk libvirt base", "plxsh disk libvirt base@clean"])
+@click.argument("vdi", type=VDI_OR_SNAPSHOT)
+@_socket
+@pass_settings
+def libvirt(settings: Settings, vdi: str, socket: str | None) -> None:
+    """Print the disk element for libvirt (its QEMU driver)."""
+    export, writable = _export(settings, vdi)
+    path = _socket_path(socket)
+    _show(settings, "libvirt", export, path, libvirt_disk(export, path, writable))
+
+
+def _socket_path(socket: str | None) -> str:
+    return os.path.abspath(socket) if socket else default_socket()
+
+
+def _export(settings: Settings, reference: str, access: str | None = None) -> tuple[str, bool]:
+    """Return the export name of a VDI or snapshot that exists, and whether to write it."""
+    if names_snapshot(reference):
+        if access == "w":
+            raise BadRequest(f"{reference} is a snapshot and never written", "clone it first")
+        with settings.session("read") as session:
+            snapshot = session.find_snapshot(reference)
+        return f"{snapshot.vdi}@{snapshot.id}", False
+    with closing(settings.blockstore()) as opened:
+        return str(Registry(opened).find(reference).id), access != "r"
+
+
+def _show(settings: Settings, kind: str, export: str, socket: str, line: str) -> None:
+    if settings.output in ("json", "yaml"):
+        uri = nbd_uri(export, socket)
+        render.data(settings, {"disk": {"for": kind, "export": export, "uri": uri, "line": line}})
+    else:
+        click.echo(line)

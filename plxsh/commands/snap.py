@@ -1,0 +1,162 @@
+"""`plxsh snap`: snapshots of VDIs."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from core import snaplog
+from core.format import BLOCK, BLOCK_SHIFT
+from core.registry import Registry
+from plxsh import render
+from plxsh.context import Settings, pass_settings
+from plxsh.groups import Group
+from plxsh.params import SNAPSHOT, VDI, VDI_OR_SNAPSHOT, WordsArgument, names_snapshot
+from plxsh.render import Column, human_size
+
+if TYPE_CHECKING:
+    from core.image import Image
+    from core.session import Session
+
+_LIST: Final = (
+    Column("block", "Block", "number"),
+    Column("offset", "Offset", "number"),
+    Column("time", "Time", "time"),
+    Column("root", "Root", "number"),
+    Column("label", "Label", flexible=True),
+)
+_DIFF: Final = (Column("offset", "Offset", "number"), Column("length", "Length", "number"))
+
+
+def described(snapshot: snaplog.Snapshot) -> dict[str, Any]:
+    """Return what commands show of a snapshot."""
+    return {
+        "block": snapshot.id.block,
+        "offset": snapshot.id.offset,
+        "time": snapshot.time_ns,
+        "root": snapshot.root_block,
+        "label": snapshot.label or None,
+        "vdi": snapshot.vdi,
+        "size": snapshot.size,
+        "mapped": snapshot.mapped << BLOCK_SHIFT,
+    }
+
+
+@click.group(cls=Group)
+def snap() -> None:
+    """Take, list, compare and delete snapshots."""
+
+
+@snap.command(examples=["plxsh snap create base --label patched"])
+@click.argument("vdi", type=VDI)
+@click.option("--label", default="", help="A name for it; then VDI@LABEL means this snapshot.")
+@pass_settings
+def create(settings: Settings, vdi: str, label: str) -> None:
+    """Take a snapshot of a VDI and print its id (BLOCK OFFSET)."""
+    with settings.session() as session:
+        record = session.registry.find(vdi)
+        where = session.snapshot(record, label)
+        taken = session.find_snapshot(f"{record.id}@{where}")
+    what = f"snapshot {where} of VDI {record.id} {record.name!r}"
+    shown = described(taken)
+    if settings.dry_run:
+        shown["time"] = None  # it will be another
+    result = {"snapshot": shown}
+    render.outcome(settings, "take", "took", what, result, f"{where.block} {where.offset}")
+
+
+@snap.command("list", examples=["plxsh snap list base", "plxsh snap list base 1"])
+@click.argument("vdi", type=VDI)
+@click.argument("number", metavar="[N]", type=click.IntRange(1), required=False)
+@pass_settings
+def list_(settings: Settings, vdi: str, number: int | None) -> None:
+    """List the snapshots of a VDI, newest first: block, offset, time, root, label.
+
+    With N only the newest N.
+    """
+    shown = []
+    with closing(settings.blockstore()) as opened:
+        record = Registry(opened).find(vdi)
+        for snapshot in snaplog.snapshots(opened, record):
+            shown.append(described(snapshot))
+            if len(shown) == number:
+                break
+    render.rows(settings, "snapshots", shown, _LIST)
+
+
+@snap.command(examples=["plxsh -y snap delete base@clean"])
+@click.argument("snapshot", metavar="SNAPSHOT", cls=WordsArgument, type=SNAPSHOT)
+@pass_settings
+def delete(settings: Settings, snapshot: str) -> None:
+    """Delete a snapshot; clones made from it are not affected.
+
+    SNAPSHOT is BLOCK OFFSET, BLOCK.OFFSET or VDI@LABEL.
+    """
+    with settings.session() as session:
+        found = session.find_snapshot(snapshot)
+        what = _named(session, found)
+        settings.confirm(f"deleting {what} loses the state it keeps")
+        session.delete_snapshot(found)
+    render.outcome(settings, "delete", "deleted", what, {"snapshot": described(found)})
+
+
+@snap.command(examples=["plxsh -y snap rollback base base@clean"])
+@click.argument("vdi", type=VDI)
+@click.argument("snapshot", metavar="SNAPSHOT", cls=WordsArgument, type=SNAPSHOT)
+@pass_settings
+def rollback(settings: Settings, vdi: str, snapshot: str) -> None:
+    """Make the contents of a VDI those of one of its snapshots.
+
+    What was written since its newest snapshot is lost. Snapshots stay, newer ones too.
+    """
+    with settings.session() as session:
+        record = session.registry.find(vdi)
+        found = session.find_snapshot(snapshot)
+        what = f"VDI {record.id} {record.name!r} to {_named(session, found)}"
+        if found.vdi == record.id:
+            written = human_size(record.own << BLOCK_SHIFT)
+            settings.confirm(
+                f"rolling back {what} loses the {written} written since the newest snapshot"
+            )
+        session.rollback(record, found)
+    result = {
+        "vdi": {"id": record.id, "name": record.name, "size": found.size},
+        "snapshot": described(found),
+    }
+    render.outcome(settings, "roll back", "rolled back", what, result)
+
+
+@snap.command(examples=["plxsh snap diff base@clean base", "plxsh snap diff base@clean web"])
+@click.argument("pair", metavar="A B", cls=WordsArgument, type=VDI_OR_SNAPSHOT, count=2)
+@pass_settings
+def diff(settings: Settings, pair: tuple[str, str]) -> None:
+    """List the byte ranges in which two snapshots differ: offset, length.
+
+    Each of A and B is a snapshot or a VDI (its contents now, which must not be in use).
+    The cost follows the change, not the size. Ranges are whole blocks of 4 KiB, and a block
+    that was rewritten with the same bytes may count as changed.
+    """
+    live = not all(map(names_snapshot, pair))
+    with settings.session("shared" if live else "read") as session:
+        a, b = (_image(session, reference) for reference in pair)
+        end = max(a.size, b.size)
+        shown = []
+        for first, count in a.map.diff(b.map):
+            offset = first << BLOCK_SHIFT
+            shown.append({"offset": offset, "length": min(count * BLOCK, end - offset)})
+    render.rows(settings, "changes", shown, _DIFF)
+
+
+def _image(session: Session, reference: str) -> Image:
+    if names_snapshot(reference):
+        return session.image(session.find_snapshot(reference))
+    return session.live_image(session.registry.find(reference))
+
+
+def _named(session: Session, snapshot: snaplog.Snapshot) -> str:
+    """Return a snapshot as people know it."""
+    owner = session.registry.get(snapshot.vdi)
+    label = f" {snapshot.label!r}" if snapshot.label else ""
+    return f"snapshot {snapshot.id}{label} of VDI {snapshot.vdi} {owner.name if owner else ''!r}"

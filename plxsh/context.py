@@ -1,0 +1,174 @@
+"""What holds for a whole command: the global options, and how it opens the store.
+
+An option is taken from the command line, else from the environment, else from the
+configuration file, else from the defaults here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+
+import click
+
+from core.errors import BadRequest, Interrupted, NotFound
+
+if TYPE_CHECKING:
+    from core.blockstore import Blockstore, Mode
+    from core.session import Session
+
+Output = Literal["table", "json", "yaml", "plain"]
+OUTPUTS: Final[tuple[Output, ...]] = get_args(Output)
+
+DEFAULT_STORE: Final = "/blockstore.dat"
+CONFIG_FILES: Final = ("~/.config/parallax/parallax.toml", "/etc/parallax/parallax.toml")
+
+
+@dataclass
+class Settings:
+    """The global options of one command line; `command` is the command that runs."""
+
+    store: str = DEFAULT_STORE
+    output: Output = "plain"
+    dry_run: bool = False
+    yes: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    color: bool = False
+    command: str = ""
+
+    # -- the store ---------------------------------------------------------------------
+
+    def blockstore(self) -> Blockstore:
+        """Open the store for reading, without what only VDI contents need."""
+        from core.blockstore import Blockstore
+
+        store = Blockstore.open(self.store)
+        self.warn(store.warnings)
+        return store
+
+    def session(self, mode: Mode = "write") -> Session:
+        """Open a session; with --dry-run nothing that it writes reaches the store.
+
+        Raises:
+            NotFound, NotAStore, ReadOnly, InUse, Corrupt: as `Blockstore.open`.
+        """
+        if self.dry_run and mode == "write":
+            from plxsh.dry_run import dry_session
+
+            session = dry_session(self.store)
+        else:
+            from core.session import Session
+
+            session = Session.open(self.store, mode)
+        self.warn(session.store.warnings)
+        return session
+
+    # -- the user ----------------------------------------------------------------------
+
+    def warn(self, warnings: Iterable[str]) -> None:
+        """Say on standard error what is wrong but does not stop the command."""
+        for warning in warnings:
+            click.echo(f"plxsh: warning: {warning}", err=True)
+
+    def note(self, text: str) -> None:
+        """Tell someone who watches, on standard error; scripts hear it with -v only."""
+        if (self.output == "table" or self.verbose) and not self.quiet:
+            click.echo(text, err=True)
+
+    def confirm(self, loss: str) -> None:
+        """Ask before something that cannot be undone; does nothing with -y or -n.
+
+        Args:
+            loss: what would happen and what would be lost.
+
+        Raises:
+            Interrupted: the answer is no.
+            BadRequest: there is no terminal to ask on.
+        """
+        if self.yes or self.dry_run:
+            return
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise BadRequest(
+                f"{loss}: this cannot be undone and there is no terminal to ask on",
+                "say yes with 'plxsh -y ...'",
+            )
+        if not click.confirm(f"{loss}. Go on?", default=True, err=True):
+            raise Interrupted("not confirmed, nothing was changed")
+
+
+pass_settings = click.make_pass_decorator(Settings)
+
+
+def load_config(path: str | None) -> dict[str, Any]:
+    """Return the contents of a configuration file.
+
+    Args:
+        path: the file to read; without it the first of `CONFIG_FILES` that exists.
+
+    Raises:
+        NotFound: `path` names no file.
+        BadRequest: it is no valid TOML.
+    """
+    import tomllib
+
+    candidates = [path] if path else [os.path.expanduser(name) for name in CONFIG_FILES]
+    for name in candidates:
+        try:
+            with open(name, "rb") as file:
+                return tomllib.load(file)
+        except OSError as error:
+            if path:
+                raise NotFound(
+                    f"cannot read the configuration {name}: {error.strerror}", "check the path"
+                ) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise BadRequest(f"{name}: {error}", "correct the file; it is TOML") from error
+    return {}
+
+
+def configured(config: Mapping[str, Any], section: str, key: str) -> str | None:
+    """Return one text of a configuration, None when it does not have it.
+
+    Raises:
+        BadRequest: it is there but no text.
+    """
+    table = config.get(section, {})
+    value = table.get(key) if isinstance(table, dict) else table
+    if value is not None and not isinstance(value, str):
+        raise BadRequest(
+            f"[{section}] {key} of the configuration is {value!r}, not a text", "put it in quotes"
+        )
+    return value
+
+
+def output_form(chosen: str | None) -> Output:
+    """Return the output form that was asked for, else what fits standard output.
+
+    Raises:
+        BadRequest: there is no such form.
+    """
+    if chosen is None:
+        return "table" if sys.stdout.isatty() else "plain"
+    if chosen not in OUTPUTS:
+        raise BadRequest(f"there is no output form {chosen!r}", f"take {', '.join(OUTPUTS)}")
+    return chosen
+
+
+def default_socket() -> str:
+    """Return the Unix socket on which the tap of this user listens."""
+    folder = "/run" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR")
+    return os.path.join(folder or f"/run/user/{os.geteuid()}", "parallax", "nbd.sock")
+
+
+def wants_color(no_color: bool) -> bool:
+    """Say whether standard output should have colours: a capable terminal that may."""
+    return (
+        not no_color
+        and not os.environ.get("NO_COLOR")
+        and os.environ.get("TERM") != "dumb"
+        and sys.stdout.isatty()
+    )

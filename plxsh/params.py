@@ -1,0 +1,161 @@
+"""Types of command-line arguments: VDI, SNAPSHOT, SIZE.
+
+They check the form of a word, not whether the thing exists. Completion hangs on them:
+an argument that names a VDI has the type `VDI`, whatever the command.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import click
+
+_UNITS: Final = "KMGTP"
+_SIZE: Final = re.compile(rf"(\d+)(?:([{_UNITS}])(?:iB)?)?", re.IGNORECASE)
+_SIZE_HELP: Final = (
+    "write bytes or a power of 1024: 4096, 64K, 2G, 1T, 2GiB (whole numbers, no kB or GB)"
+)
+
+
+def parse_size(text: str) -> int | None:
+    """Return the bytes that a size such as `2G` stands for, None when it is no size."""
+    match = _SIZE.fullmatch(text)
+    if match is None or not text.isascii():
+        return None
+    number, unit = match.groups()
+    power = _UNITS.index(unit.upper()) + 1 if unit else 0
+    return int(number) << (10 * power)
+
+
+class SizeType(click.ParamType[int]):
+    """A number of bytes, with or without a unit."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the bytes; fail with the forms that are accepted."""
+        if isinstance(value, int):
+            return value
+        size = parse_size(value)
+        if size is None:
+            self.fail(f"{value!r} is no size; {_SIZE_HELP}", param, ctx)
+        return size
+
+
+class AddressType(click.ParamType[tuple[str, int]]):
+    """A TCP address and port: `127.0.0.1:10809` or `[::1]:10809`."""
+
+    name = "ADDR:PORT"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        """Return host and port; fail with the form that is accepted."""
+        if isinstance(value, tuple):
+            return value
+        host, colon, port = value.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        if not (colon and host and port.isascii() and port.isdigit() and int(port) < 1 << 16):
+            self.fail(f"{value!r} is no address; write ADDR:PORT, as 127.0.0.1:10809", param, ctx)
+        return host, int(port)
+
+
+class VdiType(click.ParamType[str]):
+    """A VDI: its id, its name or its UUID."""
+
+    name = "VDI"
+
+
+class SnapshotType(click.ParamType[str]):
+    """A snapshot: `BLOCK OFFSET` (two words), `BLOCK.OFFSET` or `VDI@LABEL`."""
+
+    name = "SNAPSHOT"
+
+
+class VdiOrSnapshotType(SnapshotType):
+    """The contents of a VDI or of a snapshot."""
+
+    name = "VDI|SNAPSHOT"
+
+
+SIZE: Final = SizeType()
+ADDRESS: Final = AddressType()
+VDI: Final = VdiType()
+SNAPSHOT: Final = SnapshotType()
+VDI_OR_SNAPSHOT: Final = VdiOrSnapshotType()
+
+
+class WordsArgument(click.Argument):
+    """One or more references, each of which may be the two words BLOCK OFFSET.
+
+    Args:
+        count: how many references the words must make; a single one is passed as a
+            text, several as a tuple.
+    """
+
+    def __init__(self, decls: list[str], count: int = 1, **attrs: Any) -> None:
+        """Take any number of words."""
+        super().__init__(decls, nargs=-1, **attrs)
+        self._count = count
+
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        """Join the words to references."""
+        words = tuple(value or ())
+        if not words:
+            return super().type_cast_value(ctx, words)
+        references = join_words(words, self._count)
+        if references is None:
+            raise click.BadParameter(
+                f"{' '.join(words)!r} does not name {_COUNTS[self._count]}",
+                ctx=ctx,
+                param=self,
+            )
+        return references
+
+    def value_is_missing(self, value: Any) -> bool:
+        """Say whether no word was given."""
+        return not value
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        """Return what the command gets: a text for one reference."""
+        references = super().process_value(ctx, value)
+        if self._count == 1:
+            return references[0] if references else None
+        return references
+
+
+_COUNTS: Final = {
+    1: "one snapshot (BLOCK OFFSET, BLOCK.OFFSET or VDI@LABEL)",
+    2: "two of them (BLOCK OFFSET, BLOCK.OFFSET, VDI@LABEL or VDI each)",
+}
+
+
+def join_words(words: tuple[str, ...], count: int) -> tuple[str, ...] | None:
+    """Return words as `count` references, joining pairs of numbers to BLOCK.OFFSET.
+
+    Returns None when they do not make that many, or make them in more than one way.
+    """
+    if len(words) == count:
+        return words
+    if len(words) > 2 * count:
+        return None
+    found = {tuple(way) for way in _joined(words) if len(way) == count}
+    return found.pop() if len(found) == 1 else None
+
+
+def _joined(words: tuple[str, ...]) -> list[list[str]]:
+    """Return every way to read words as references."""
+    if not words:
+        return [[]]
+    ways = [[words[0], *rest] for rest in _joined(words[1:])]
+    if len(words) > 1 and words[0].isdecimal() and words[1].isdecimal():
+        ways += [[f"{words[0]}.{words[1]}", *rest] for rest in _joined(words[2:])]
+    return ways
+
+
+def names_snapshot(reference: str) -> bool:
+    """Say whether a reference has one of the forms of a snapshot, not those of a VDI."""
+    block, dot, offset = reference.partition(".")
+    by_number = bool(dot) and block.isdecimal() and offset.isdecimal()
+    return "@" in reference or by_number
