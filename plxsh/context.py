@@ -96,7 +96,7 @@ class Settings:
                 f"{loss}: this cannot be undone and there is no terminal to ask on",
                 "say yes with 'plxsh -y ...'",
             )
-        if not click.confirm(f"{loss}. Go on?", default=True, err=True):
+        if not click.confirm(f"{loss}. Go on?", default=False, err=True):
             raise Interrupted("not confirmed, nothing was changed")
 
 

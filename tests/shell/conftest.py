@@ -1,0 +1,101 @@
+"""A command line to type into: `plx("vdi", "list")` runs it in this process."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core import blockstore
+from core.session import Session
+from plxsh.__main__ import run
+
+
+@dataclass
+class Result:
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+
+class Plx:
+    """Runs commands on one store; `path` is that store, `folder` where the command runs."""
+
+    def __init__(self, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        self.folder = folder
+        self.path = folder / "blockstore.dat"
+        self._capfd = capfd
+
+    def __call__(self, *args: object, status: int = 0) -> Result:
+        self._capfd.readouterr()
+        got = run([str(arg) for arg in args])
+        out, err = self._capfd.readouterr()
+        assert got == status, f"status {got}\n{out}\n{err}"
+        return Result(got, out, err)
+
+    def fails(self, status: int, *args: object) -> str:
+        """Run what must fail with one line and nothing on standard output; return the line."""
+        result = self(*args, status=status)
+        assert result.out == ""
+        assert result.err.startswith("plxsh: ")
+        assert result.err.count("\n") == 1, result.err
+        return result.err.rstrip("\n")
+
+    def bytes(self) -> bytes:
+        return self.path.read_bytes()
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [*os.environ]:
+        if name.startswith("PARALLAX_") or name in ("NO_COLOR", "LISTEN_FDS"):
+            monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("TZ", "UTC")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Plx:
+    """An empty store."""
+    plx = Plx(tmp_path, capfd)
+    blockstore.create(str(plx.path), 1 << 20, 6)
+    monkeypatch.setenv("PARALLAX_STORE", str(plx.path))
+    return plx
+
+
+@pytest.fixture
+def plx(empty: Plx) -> Plx:
+    """A store with `base` (0, with data), its snapshot `clean`, and a clone of it, `web` (1)."""
+    with Session.open(str(empty.path)) as session:
+        base = session.create("base", 64 << 10)
+        with session.opened(base) as vdi:
+            vdi.write(4096, b"a" * 8192)
+            vdi.snapshot("clean")
+        session.create("web", 0, session.find_snapshot("base@clean"))
+        with session.opened(session.registry.find("base")) as vdi:
+            vdi.write(8192, b"b" * 4096)
+    return empty
+
+
+@pytest.fixture
+def snapshot(plx: Plx) -> tuple[str, str]:
+    """Block and offset of `base@clean`."""
+    block, offset, *_ = plx("snap", "list", "base").out.split()
+    return block, offset

@@ -1,0 +1,142 @@
+"""The lines for xl, QEMU and libvirt, and the historic one."""
+
+from __future__ import annotations
+
+import shlex
+from xml.etree import ElementTree
+
+import pytest
+from shell.conftest import Plx
+
+from core.errors import BadRequest
+from plxsh.commands.disk import (
+    XenDisk,
+    libvirt_disk,
+    nbd_uri,
+    parse_legacy,
+    qemu_blockdev,
+    qemu_drive,
+)
+
+SOCKET = "/run/parallax/nbd.sock"
+ODD = '/run/my disks/it\'s, <odd> & "long"?.sock'
+
+
+def test_xen(plx: Plx) -> None:
+    line = plx("disk", "xen", "web", "xvda", "w", "--socket", SOCKET).out
+    assert line == (
+        "disk = [ 'format=raw,vdev=xvda,access=rw,script=block-plx,"
+        "target=nbd+unix:///1?socket=/run/parallax/nbd.sock' ]\n"
+    )
+    line = plx("disk", "xen", "web", "sda1", "r", "--backend", "disks", "--socket", SOCKET).out
+    assert line == (
+        "disk = [ 'format=raw,vdev=sda1,access=ro,backend=disks,script=block-plx,"
+        "target=nbd+unix:///1?socket=/run/parallax/nbd.sock' ]\n"
+    )
+
+
+def test_xen_legacy_there_and_back(plx: Plx) -> None:
+    assert plx("disk", "xen", "base", "sda1", "w", "--legacy").out == (
+        "disk = ['tap:parallax:0,sda1,w,0' ]\n"
+    )
+    modern = plx("disk", "xen", "base", "sda1", "w").out
+    for line in (
+        "tap:parallax:0,sda1,w,0",
+        "tap:parallax:0,sda1,w",
+        "disk = ['tap:parallax:0,sda1,w,0' ]",
+        'disk=["tap:parallax:0,sda1,w,0"]',
+    ):
+        assert plx("disk", "xen", "--from-legacy", line).out == modern
+    assert "backend=2," in plx("disk", "xen", "--from-legacy", "tap:parallax:0,hda,r,2").out
+
+
+def test_snapshots_are_never_writable(plx: Plx, snapshot: tuple[str, str]) -> None:
+    name = "0@" + ".".join(snapshot)
+    assert f"access=ro,script=block-plx,target=nbd+unix:///{name}?" in (
+        plx("disk", "xen", "base@clean", "xvda").out
+    )
+    assert "is a snapshot and never written" in (
+        plx.fails(2, "disk", "xen", "base@clean", "xvda", "w")
+    )
+    assert f"///{name}?" in plx("disk", "qemu", "base@clean").out
+    assert plx("disk", "qemu", "base@clean").out.endswith(",readonly=on\n")
+    assert plx("disk", "qemu", "base@clean", "--blockdev").out.endswith(",read-only=on\n")
+    assert "<readonly/>" in plx("disk", "libvirt", "base@clean").out
+
+
+def test_qemu(plx: Plx) -> None:
+    assert plx("disk", "qemu", "web", "--socket", SOCKET).out == (
+        "-drive file=nbd+unix:///1?socket=/run/parallax/nbd.sock,format=raw,if=virtio\n"
+    )
+    assert plx("disk", "qemu", "web", "--blockdev", "--socket", SOCKET).out == (
+        "-blockdev driver=nbd,node-name=d0,server.type=unix,"
+        "server.path=/run/parallax/nbd.sock,export=1,reconnect-delay=10\n"
+    )
+
+
+def test_libvirt(plx: Plx) -> None:
+    assert plx("disk", "libvirt", "web", "--socket", SOCKET).out == (
+        "<disk type='network' device='disk'><driver name='qemu' type='raw'/>"
+        "<source protocol='nbd' name='1'>"
+        "<host transport='unix' socket='/run/parallax/nbd.sock'/></source>"
+        "<target dev='vda' bus='virtio'/></disk>\n"
+    )
+
+
+def test_odd_socket_names_survive() -> None:
+    uri = nbd_uri("1", ODD)
+    assert uri.isascii()
+    assert not set(uri) & set(" '\"<>,")
+    assert XenDisk("1", "xvda", True).modern(ODD).endswith(f"target={uri}' ]")
+    assert shlex.split(qemu_drive("1", ODD, True))[1].startswith(f"file={uri},format=raw")
+    option = shlex.split(qemu_blockdev("1", ODD, True))[1]
+    assert f"server.path={ODD.replace(',', ',,')},export=1" in option
+    host = ElementTree.fromstring(libvirt_disk("1", ODD, True)).find("source/host")
+    assert host is not None
+    assert host.get("socket") == ODD
+
+
+@pytest.mark.parametrize("vdev", ["xvda", "xvdz15", "xvdaa", "sda1", "sdp", "hda", "hdd3"])
+def test_devices_that_are(vdev: str) -> None:
+    assert f"vdev={vdev}," in XenDisk("0", vdev, True).modern(SOCKET)
+
+
+@pytest.mark.parametrize("vdev", ["banana", "", "xvd", "sdq", "hde", "xvda0", "xvda16", "sda,x"])
+def test_devices_that_are_not(plx: Plx, vdev: str) -> None:
+    assert "is no name of a virtual device" in plx.fails(2, "disk", "xen", "web", vdev)
+
+
+def test_other_bad_input(plx: Plx) -> None:
+    assert "Missing argument 'VDI'" in plx.fails(2, "disk", "xen")
+    assert "Missing argument 'VDEV'" in plx.fails(2, "disk", "xen", "web")
+    assert "is no name of a domain" in plx.fails(2, "disk", "xen", "web", "hda", "--backend=a,b")
+    assert "'q' is not one of" in plx.fails(2, "disk", "xen", "web", "hda", "q")
+    assert "there is no VDI 7" in plx.fails(
+        3, "disk", "xen", "--from-legacy", "tap:parallax:7,sda1,w,0"
+    )
+    assert "give no VDI besides" in plx.fails(2, "disk", "xen", "web", "--from-legacy", "x")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["phy:sda,sda1,w", "tap:parallax:x,sda1,w,0", "tap:parallax:0,sda1", "", "tap:aio:/x,a,w"],
+)
+def test_lines_that_are_not_historic(line: str) -> None:
+    with pytest.raises(BadRequest, match="no disk line of the original tap driver"):
+        parse_legacy(line)
+
+
+def test_machines_get_the_parts(plx: Plx) -> None:
+    told = plx("-o", "json", "disk", "qemu", "web", "--socket", SOCKET).json["disk"]
+    assert told["export"] == "1"
+    assert told["uri"] == "nbd+unix:///1?socket=/run/parallax/nbd.sock"
+    assert told["uri"] in told["line"]
+    assert '  export: "1"' in plx("-o", "yaml", "disk", "libvirt", "web").lines
+
+
+def test_the_default_socket(plx: Plx, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
+    assert "socket=/run/user/1000/parallax/nbd.sock" in plx("disk", "qemu", "web").out
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert "socket=/run/parallax/nbd.sock" in plx("disk", "qemu", "web").out

@@ -1,0 +1,89 @@
+"""--dry-run changes nothing and says exactly what the command then does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from shell.conftest import Plx
+
+from core import blockstore
+from core.device import FileDevice
+from plxsh.dry_run import Overlay
+
+CHANGES = [
+    ("vdi create new --size 1M", "would create VDI 2 'new' of 1 MiB"),
+    ("vdi create new --from base@clean", "would create VDI 2 'new' of 64 KiB, a clone of base@"),
+    ("vdi rename web www", "would rename VDI 1 'web' to 'www'"),
+    ("vdi resize base 1M", "would resize VDI 0 'base' from 64 KiB to 1 MiB"),
+    ("vdi resize base 4K --force", "would resize VDI 0 'base' from 64 KiB to 4 KiB"),
+    ("vdi delete web", "would delete VDI 1 'web' (64 KiB)"),
+    ("vdi fill web disk.img", "would fill VDI 1 'web' from disk.img: 3 B"),
+    ("vdi export web out.img", "would export web to out.img: 64 KiB"),
+    ("snap create web --label x", "would take snapshot "),
+    ("snap delete base@clean", "would delete snapshot "),
+    ("snap rollback base base@clean", "would roll back VDI 0 'base' to snapshot "),
+    ("store grow --extents 8", "would grow "),
+    ("store create new.dat --extent-size 1M", "would format new.dat: 6 extents of 1 MiB"),
+    ("tap serve --unix nbd.sock", "would serve "),
+]
+
+
+@pytest.mark.parametrize(("command", "text"), CHANGES)
+def test_it_says_what_would_happen_and_changes_nothing(plx: Plx, command: str, text: str) -> None:
+    Path("disk.img").write_bytes(b"abc")
+    before, files = plx.bytes(), sorted(plx.folder.iterdir())
+    result = plx("-n", *command.split())
+    assert result.out.startswith(text)
+    assert result.out.count("\n") == 1
+    machine = plx("-n", "-o", "json", *command.split()).json
+    assert machine["dry_run"] is True
+    assert "would " + machine["would"] == result.out.rstrip("\n")
+    assert plx.bytes() == before
+    assert sorted(plx.folder.iterdir()) == files
+
+
+@pytest.mark.parametrize(
+    "command",
+    [command for command, _ in CHANGES if command.split()[0] in ("vdi", "snap")],
+)
+def test_the_prediction_comes_true(plx: Plx, command: str) -> None:
+    Path("disk.img").write_bytes(b"abc")
+    predicted = plx("-n", "-o", "json", *command.split()).json
+    told = plx("-n", *command.split()).out.removeprefix("would ")
+    done = plx("-y", "-o", "json", *command.split()).json
+    del predicted["dry_run"], predicted["would"]
+    unknown = {"uuid", "created", "modified", "time"}
+    assert predicted.keys() == done.keys()
+    for key, value in predicted.items():
+        if isinstance(value, dict):
+            known = value.keys() - unknown
+            assert value.keys() == done[key].keys()
+            assert {k: value[k] for k in known} == {k: done[key][k] for k in known}
+        else:
+            assert value == done[key]
+    assert told
+
+
+def test_store_grow_and_create_come_true(plx: Plx) -> None:
+    predicted = plx("-n", "-o", "json", "store", "grow", "--extents", "8").json["store"]
+    assert plx("-o", "json", "store", "grow", "--extents", "8").json["store"] == predicted
+
+
+def test_the_overlay_reads_back_what_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "store.dat"
+    blockstore.create(str(path), 1 << 20, 6)
+    before = path.read_bytes()
+    overlay = Overlay(FileDevice(str(path)))
+    overlay.pwritev(4000, [b"x" * 200, b"y" * 9000])
+    wanted = bytearray(before)
+    wanted[4000:13200] = b"x" * 200 + b"y" * 9000
+    assert overlay.pread(0, 16384) == wanted[:16384]
+    assert overlay.pread(4100, 50) == wanted[4100:4150]
+    overlay.discard(5000, 100)
+    wanted[5000:5100] = bytes(100)
+    parts = [bytearray(3000), bytearray(6000)]
+    overlay.preadv(3000, parts)
+    assert b"".join(parts) == wanted[3000:12000]
+    overlay.close()
+    assert path.read_bytes() == before

@@ -1,0 +1,75 @@
+"""Every example of every help text works as it stands, in a shell."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from shell.conftest import Plx
+from shell.tap import as_user, serving
+from shell.test_main import commands
+
+from core.session import Session
+from plxsh.__main__ import cli
+from plxsh.context import Settings
+
+
+def examples() -> list[str]:
+    """What the help texts show behind two spaces, as users see it."""
+    found: list[str] = []
+    for words in commands(cli):
+        command: click.Command = cli
+        context = click.Context(cli, info_name="plxsh", obj=Settings())
+        for word in words:
+            assert isinstance(command, click.Group)
+            below = command.get_command(context, word)
+            assert below is not None
+            command = below
+            context = click.Context(command, context, word)
+        found += re.findall(r"^  (plxsh .*)$", command.get_help(context), re.MULTILINE)
+    return found
+
+
+@pytest.fixture
+def shell_environment(plx: Plx, tmp_path: Path) -> dict[str, str]:
+    """`plxsh` on the path, a store with `base`, `base@clean` and `web`, an image of base."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    script = folder / "plxsh"
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m plxsh "$@"\n')
+    script.chmod(0o755)
+    plx("vdi", "export", "base", "disk.img")
+    os.rename(plx.path, plx.folder / "store")
+    path = f"{folder}:{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "PARALLAX_STORE": str(plx.folder / "store")}
+
+
+SERVING = [line for line in examples() if line.startswith("plxsh tap")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [line for line in examples() if line not in SERVING])
+def test_the_example_works(line: str, shell_environment: dict[str, str]) -> None:
+    if line == "plxsh -y vdi delete web --snapshots":
+        with Session.open(shell_environment["PARALLAX_STORE"]) as session:
+            session.snapshot(session.registry.find("web"))
+    done = subprocess.run(
+        line, shell=True, env=shell_environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_tap_work(shell_environment: dict[str, str]) -> None:
+    assert [line.split()[2] for line in SERVING] == ["list", "serve", "serve"]
+    for line in SERVING[1:]:
+        words = line.replace(":10809", ":0").split()[1:]
+        with serving(*words, environment=shell_environment):
+            if words == ["tap", "serve"]:
+                done = as_user(*SERVING[0].split()[1:], environment=shell_environment)
+                assert done.returncode == 0, done.stderr

@@ -1,0 +1,69 @@
+"""Serving a store: readers work beside it, writers hear who holds it, `tap list` looks in."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from shell.conftest import Plx
+from shell.tap import connect, environment, read, serving
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_running_tap(plx: Plx, snapshot: tuple[str, str]) -> None:
+    with serving("tap", "serve", "--unix", "nbd.sock", environment=environment()) as folder:
+        path = str(Path(folder) / "nbd.sock")
+        assert plx("tap", "list", "--unix", path).out == ""
+        with closing(connect(path, "web")) as web, closing(connect(path, "base@clean")) as clean:
+            assert read(web, 4096, 4096) == b"a" * 4096
+            assert read(clean, 4096, 4096) == b"a" * 4096
+            told = plx("-o", "json", "tap", "list", "--unix", path).json
+            assert told["schema"] == 1
+            rows = {row["export"]: row for row in told["connections"]}
+            assert {(r["vdi"], r["access"], r["bytes_read"]) for r in rows.values()} == {
+                (1, "w", 4096),
+                (0, "r", 4096),
+            }
+            table = plx("-o", "table", "tap", "list", "--unix", path).lines
+            assert table[0].split()[0] == "Export"
+            assert len(table) == 3
+            assert len(plx("tap", "list", "--unix", path).lines) == 2
+        assert len(plx("vdi", "list").lines) == 2
+        assert len(plx("snap", "list", "base").lines) == 1
+        plx("tree")
+        served_by = plx("-o", "json", "store", "info").json["store"]["served_by"]
+        assert "(pid " in served_by
+        for args in (["snap", "create", "base"], ["vdi", "create", "x"], ["store", "check"]):
+            assert served_by in plx.fails(4, *args)
+        plx("vdi", "export", *snapshot, "out.img")
+    assert plx("vdi", "create", "x").out == "2\n"
+
+
+def test_no_tap(plx: Plx) -> None:
+    line = plx.fails(3, "tap", "list", "--unix", "none.sock")
+    assert line.endswith("no tap listens on none.sock (start one with 'plxsh tap serve')")
+
+
+def test_a_place_where_it_must_not_listen(plx: Plx) -> None:
+    args = ("tap", "serve", "--unix", "nbd.sock")
+    assert "there is no TLS" in plx.fails(2, *args, "--tcp", "0.0.0.0:0")
+    assert "server-cert.pem" in plx.fails(3, *args, "--tls", "nowhere")
+    assert not Path("nbd.sock").exists()
+
+
+def test_the_original_daemon(plx: Plx, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`parallaxd` is `tap serve` on the usual socket."""
+    from plxsh import classic
+    from plxsh.commands import tap
+
+    called: list[tuple[object, ...]] = []
+    monkeypatch.setattr(tap, "serve_store", lambda *args: called.append(args[1:]))
+    monkeypatch.setattr(sys, "argv", ["parallaxd"])
+    with pytest.raises(SystemExit) as left:
+        classic.parallaxd()
+    assert left.value.code == 0
+    assert called == [(None, None, None)]
+    assert plx("vdi", "list").out
