@@ -5,9 +5,11 @@ Both insist that writes are whole blocks, which a device opened with O_DIRECT wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 
 from core.device import Buffer
+from core.errors import NoSpace
 from core.format import BLOCK, BLOCK_SHIFT, ZERO_BLOCK
 
 Pages = dict[int, bytes]
@@ -84,6 +86,8 @@ class RecordingDevice(MemoryDevice):
         durable: contents as of the last flush.
         unflushed: the writes since then, in order.
         flushes, writes: how many there were.
+        room: how many blocks may still be written before the device is full.
+        always: blocks that can be written even then.
         on_write: told of each write, after it.
         on_flush: called before each flush.
     """
@@ -94,14 +98,21 @@ class RecordingDevice(MemoryDevice):
         self.unflushed: list[Write] = []
         self.flushes = 0
         self.writes = 0
+        self.room = sys.maxsize
+        self.always = range(0)
         self.on_write: Callable[[int, Sequence[bytes]], None] = _ignore
         self.on_flush: Callable[[], None] = _ignore
 
     def store(self, first: int, run: Sequence[bytes]) -> None:
-        super().store(first, run)
-        self.unflushed.append((first, run))
-        self.writes += 1
-        self.on_write(first, run)
+        fits = run if first in self.always else run[: self.room]
+        self.room -= 0 if first in self.always else len(fits)
+        if fits:
+            super().store(first, fits)
+            self.unflushed.append((first, fits))
+            self.writes += 1
+            self.on_write(first, fits)
+        if len(fits) < len(run):
+            raise NoSpace("the device is full")
 
     def flush(self) -> None:
         self.on_flush()
@@ -112,8 +123,3 @@ class RecordingDevice(MemoryDevice):
 
     def discard(self, offset: int, length: int) -> None:
         self.pwritev(offset, [bytes(length)])
-
-
-def blocks_of(writes: Iterable[Write]) -> list[int]:
-    """The blocks of some writes, in order."""
-    return [block for first, run in writes for block in range(first, first + len(run))]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+from functools import lru_cache
 from pathlib import Path
 
+from support.memory import MemoryDevice
+
 from core import blockstore
-from core.blockstore import Blockstore
+from core.blockstore import Blockstore, format_device
 from core.format import BLOCK, VdiRecord
 from core.lock_master import LockMaster
 from core.session import Session
@@ -27,6 +30,16 @@ def open_store(folder: Path, extent: int = EXTENT, extents: int = EXTENTS) -> Bl
     return Blockstore.open(small_store(folder, extent, extents), "write", LockMaster())
 
 
+def memory_store(
+    extent: int = EXTENT, extents: int = EXTENTS, device: MemoryDevice | None = None
+) -> Blockstore:
+    """Format a store in memory, or a given empty device, and open it for writing."""
+    device = device or MemoryDevice(extent * extents * BLOCK)
+    format_device(device, extent * BLOCK, extents)
+    return Blockstore(device, LockMaster())
+
+
+@lru_cache(256)
 def noise(length: int, seed: object = 0) -> bytes:
     """Bytes that are not zeros and differ from seed to seed."""
     return random.Random(repr(seed)).randbytes(length)
