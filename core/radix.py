@@ -450,9 +450,7 @@ class RadixMap:
         self.own = 0
 
     def _node(self, entry: int, wait: bool = True) -> Node:
-        if entry >= PENDING:
-            return self._dirty[entry >> 1]
-        return self._store.node(entry, wait)
+        return self._dirty.get(entry >> 1) or self._store.node(entry, wait)
 
     def _find(self, level: int, index: int) -> Node:
         """Return the existing node at (level, index)."""

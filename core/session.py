@@ -178,6 +178,22 @@ class Session:
         """Return the contents of a snapshot, for reading."""
         return Image(self.store, snapshot.root, snapshot.height, snapshot.size)
 
+    @contextmanager
+    def reading(self, snapshot: Snapshot) -> Iterator[Image]:
+        """Give out the contents of a snapshot for the length of a `with` block.
+
+        Raises:
+            NotFound: at the end, when another session deleted it meanwhile: then what
+                was read may be anything.
+        """
+        yield self.image(snapshot)
+        record = self.registry.get(snapshot.vdi)
+        same = record is not None and record.uuid == snapshot.vdi_uuid and record.state == LIVE
+        if record is None or not same or snaplog.find(self.store, record, snapshot.id) is None:
+            raise NotFound(
+                f"snapshot {snapshot.id} was deleted while it was read", "use another snapshot"
+            )
+
     def live_image(self, record: VdiRecord) -> Image:
         """Return the contents of a VDI as of its last commit, for reading.
 

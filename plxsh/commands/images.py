@@ -131,9 +131,12 @@ def export(settings: Settings, contents: str, target: str, image_format: str, fo
 @contextmanager
 def _image(settings: Settings, reference: str) -> Iterator[Image]:
     """Open the contents of a snapshot, or of a VDI while keeping writers out."""
-    snapshot = names_snapshot(reference)
-    with settings.session("read" if snapshot else "shared") as session:
-        if snapshot:
-            yield session.image(session.find_snapshot(reference))
-        else:
+    if names_snapshot(reference):
+        with (
+            settings.session("read") as session,
+            session.reading(session.find_snapshot(reference)) as image,
+        ):
+            yield image
+    else:
+        with settings.session("shared") as session:
             yield session.live_image(session.registry.find(reference))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -139,8 +139,8 @@ def diff(settings: Settings, pair: tuple[str, str]) -> None:
     that was rewritten with the same bytes may count as changed.
     """
     live = not all(map(names_snapshot, pair))
-    with settings.session("shared" if live else "read") as session:
-        a, b = (_image(session, reference) for reference in pair)
+    with settings.session("shared" if live else "read") as session, ExitStack() as stack:
+        a, b = (stack.enter_context(_image(session, reference)) for reference in pair)
         end = max(a.size, b.size)
         shown = []
         for first, count in a.map.diff(b.map):
@@ -149,10 +149,10 @@ def diff(settings: Settings, pair: tuple[str, str]) -> None:
     render.rows(settings, "changes", shown, _DIFF)
 
 
-def _image(session: Session, reference: str) -> Image:
+def _image(session: Session, reference: str) -> AbstractContextManager[Image]:
     if names_snapshot(reference):
-        return session.image(session.find_snapshot(reference))
-    return session.live_image(session.registry.find(reference))
+        return session.reading(session.find_snapshot(reference))
+    return nullcontext(session.live_image(session.registry.find(reference)))
 
 
 def _named(session: Session, snapshot: snaplog.Snapshot) -> str:
