@@ -12,7 +12,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, Literal, Protocol
 
 from core.errors import (
@@ -30,6 +30,10 @@ Buffer = bytes | bytearray | memoryview
 Lock = Literal["none", "shared", "exclusive"]
 
 _IOV_MAX: Final = os.sysconf("SC_IOV_MAX")
+_PIECE: Final = 64 << 10
+"""Bytes handed to the kernel at a time. The page cache keeps a file in units as large as the
+writes that made it, and a later write of 4 KiB pays for the whole unit: measured 1.5 us in
+units of 4 KiB, 3.6 us in 64 KiB, 50 us in 4 MiB (`benchmarks/folio.py`)."""
 _KEEP_SIZE: Final = 1
 _PUNCH_HOLE: Final = 2
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -166,6 +170,14 @@ class FileDevice:
             NoSpace: the file system is full; any part may have been written.
             IoFailed: the system could not write; any part may have been written.
         """
+        if sum(map(len, buffers)) <= _PIECE:
+            self._write_piece(offset, buffers)
+            return
+        for piece in _pieces(buffers):
+            self._write_piece(offset, piece)
+            offset += sum(map(len, piece))
+
+    def _write_piece(self, offset: int, buffers: Sequence[Buffer]) -> None:
         wanted = sum(map(len, buffers))
         while wanted:
             try:
@@ -220,6 +232,23 @@ class FileDevice:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _pieces(buffers: Sequence[Buffer]) -> Iterator[list[Buffer]]:
+    """Split buffers into lists of at most `_PIECE` bytes each."""
+    piece: list[Buffer] = []
+    room = _PIECE
+    for buffer in buffers:
+        view = memoryview(buffer)
+        while view:
+            piece.append(view[:room])
+            room -= len(piece[-1])
+            view = view[len(piece[-1]) :]
+            if not room:
+                yield piece
+                piece, room = [], _PIECE
+    if piece:
+        yield piece
 
 
 def _without(buffers: Sequence[Buffer], done: int) -> list[Buffer]:

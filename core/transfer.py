@@ -374,7 +374,7 @@ def _export_file(contents: Image, path: str, image_format: str, progress: Progre
     finally:
         os.close(fd)
         with suppress(FileNotFoundError):
-            pass
+            os.unlink(part)
 
 
 def _sync_folder(folder: str) -> None:

@@ -14,8 +14,8 @@ from typing import Final
 
 import click
 
+from core.text import human_size
 from plxsh.context import Settings
-from plxsh.render import human_size
 
 _TERMINAL_EVERY: Final = 0.1
 _JSON_EVERY: Final = 1.0

@@ -21,7 +21,8 @@ from typing import Any, Final, Literal
 
 import click
 
-from core.tree import cells as cell_width
+from core.text import columns as cell_width
+from core.text import human_size
 from plxsh.context import Settings
 
 SCHEMA: Final = 1
@@ -53,19 +54,6 @@ class Column:
 
 
 # -- values ----------------------------------------------------------------------------
-
-
-def human_size(size: int) -> str:
-    """Return bytes as people read them, with powers of 1024: `1.5 MiB`."""
-    if abs(size) < 1024:
-        return f"{size} B"
-    value = float(size)
-    for unit in "KMGTPE":
-        value /= 1024
-        if abs(value) < 1023.5 or unit == "E":
-            break
-    digits = 0 if value == int(value) or abs(value) >= 100 else 1
-    return f"{value:.{digits}f} {unit}iB"
 
 
 def iso_time(time_ns: int) -> str:

@@ -11,12 +11,12 @@ import click
 
 from core.device import FileDevice
 from core.errors import BadRequest
+from core.text import human_size
 from plxsh import render
 from plxsh.context import Settings, pass_settings
 from plxsh.groups import Command
 from plxsh.params import VDI, VDI_OR_SNAPSHOT, WordsArgument, names_snapshot
 from plxsh.progress import Progress
-from plxsh.render import human_size
 
 if TYPE_CHECKING:
     from core.image import Image

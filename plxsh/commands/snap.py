@@ -10,11 +10,12 @@ import click
 from core import snaplog
 from core.format import BLOCK, BLOCK_SHIFT
 from core.registry import Registry
+from core.text import human_size
 from plxsh import render
 from plxsh.context import Settings, pass_settings
 from plxsh.groups import Group
 from plxsh.params import SNAPSHOT, VDI, VDI_OR_SNAPSHOT, WordsArgument, names_snapshot
-from plxsh.render import Column, human_size
+from plxsh.render import Column
 
 if TYPE_CHECKING:
     from core.image import Image

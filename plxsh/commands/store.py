@@ -22,11 +22,12 @@ from core.format import (
     check_geometry,
 )
 from core.registry import Registry
+from core.text import human_size
 from plxsh import render
 from plxsh.context import Settings, pass_settings
 from plxsh.groups import Group
 from plxsh.params import SIZE
-from plxsh.render import Column, human_size
+from plxsh.render import Column
 
 _INFO: Final = (
     Column("path", "Store"),

@@ -9,7 +9,9 @@ from typing import Final
 import click
 
 from core.registry import Registry
-from core.tree import picture_kind, read_tree, save, text_lines
+from core.tree import read_tree
+from core.tree_picture import picture_kind, save
+from core.tree_text import text_lines
 from plxsh import render
 from plxsh.context import Settings, pass_settings
 from plxsh.groups import Command

@@ -12,12 +12,13 @@ from core.device import lock_holder
 from core.errors import BadRequest, Corrupt
 from core.format import BLOCK_SHIFT, LIVE, NO_VDI, VdiRecord
 from core.registry import Registry
+from core.text import human_size
 from plxsh import render
 from plxsh.commands.images import export, fill, validate
 from plxsh.context import Settings, pass_settings
 from plxsh.groups import Group
 from plxsh.params import SIZE, SNAPSHOT, VDI, WordsArgument
-from plxsh.render import Column, human_size
+from plxsh.render import Column
 
 _LIST: Final = (
     Column("id", "Id", "number"),

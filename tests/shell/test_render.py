@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plxsh.render import Column, cell_width, human_size, iso_time, table, yaml_lines
+from core.text import columns as cell_width
+from core.text import human_size
+from plxsh.render import Column, iso_time, table, yaml_lines
 
 COLUMNS = (
     Column("id", "Id", "number"),

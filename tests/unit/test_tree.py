@@ -23,19 +23,10 @@ from core.errors import BadRequest, IoFailed, NotFound
 from core.format import BLOCK_MASK, FREE, LOG_RECORDS, NO_VDI, VdiRecord
 from core.session import Session
 from core.snaplog import Snapshot, SnapshotId
-from core.tree import (
-    Branch,
-    Point,
-    Tree,
-    cells,
-    dot_text,
-    draw,
-    picture_kind,
-    read_tree,
-    save,
-    size_text,
-    text_lines,
-)
+from core.text import columns, human_size
+from core.tree import Branch, Point, Tree, read_tree
+from core.tree_picture import dot_text, draw, picture_kind, save
+from core.tree_text import text_lines
 
 # pydot reads dot text with names that the newest pyparsing calls old.
 pytestmark = pytest.mark.filterwarnings("ignore:.* deprecated - use:DeprecationWarning")
@@ -443,8 +434,8 @@ def test_long_names_are_cut_to_the_width(session: Session, width: int, unicode: 
         parent = clone(session, parent, name)
     lines = text_lines(read_tree(session.store), width, unicode)
     assert len(lines) == len(HOSTILE) + 1
-    assert max(map(cells, lines)) <= width
-    sizes = {cells(line[: line.index(" MiB")]) for line in lines[1:]}
+    assert max(map(columns, lines)) <= width
+    sizes = {columns(line[: line.index(" MiB")]) for line in lines[1:]}
     assert len(sizes) == 1
     assert "x" * 8 in "\n".join(lines)
     if not unicode:
@@ -461,7 +452,7 @@ def test_a_name_that_fits_is_never_cut() -> None:
 def test_a_very_deep_family_keeps_room_for_names() -> None:
     lines = text_lines(invented(1000), 80)
     assert len(lines) == 1001
-    assert max(map(cells, lines)) <= 80
+    assert max(map(columns, lines)) <= 80
     assert all(f"name-{n}" in line for n, line in enumerate(lines[1:]))
 
 
@@ -486,7 +477,7 @@ def test_control_characters_reach_no_terminal_and_no_picture(session: Session) -
     ],
 )
 def test_sizes(size: int, text: str) -> None:
-    assert size_text(size) == text
+    assert human_size(size) == text
 
 
 # -- as a picture ----------------------------------------------------------------------
@@ -521,7 +512,7 @@ def test_names_come_back_from_the_dot_text(session: Session) -> None:
     for number, name in enumerate(HOSTILE):
         look = found[f"vdi_{number}"]
         assert "".join(shown(look["label"])) == f"{number}: {name}"
-        assert all(cells(line) <= 32 for line in shown(look["label"]))
+        assert all(columns(line) <= 32 for line in shown(look["label"]))
 
 
 def test_many_clones_of_one_snapshot_stand_in_a_frame(session: Session) -> None:
