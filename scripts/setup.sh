@@ -105,7 +105,7 @@ build_venv() {
 
 case ${1:-} in
     check) packages ;;
-    demo) packages e2fsprogs graphviz "$(has libnbd-bin && echo libnbd-bin || echo qemu-utils)" ;;
+    demo) packages e2fsprogs graphviz qemu-utils ;;
     test)
         packages make e2fsprogs fio graphviz libnbd-bin nbdkit python3-libnbd \
             qemu-system-x86 qemu-utils strace

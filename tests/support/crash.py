@@ -13,12 +13,13 @@ from dataclasses import replace
 from itertools import chain
 from typing import NamedTuple
 
-from core.errors import ParallaxError
-from core.format import BLOCK, LIVE, ZERO_BLOCK, VdiRecord
 from support.bench import Bench
 from support.memory import Pages, Write
 from support.model import SECTOR, SnapshotModel, VdiModel, Version, old_or_new
 from support.reader import Get, Reader, VdiFound, Violation
+
+from core.errors import ParallaxError
+from core.format import BLOCK, LIVE, ZERO_BLOCK, VdiRecord
 
 ALL_SUBSETS = 6
 """Up to this many unflushed writes, every subset of them is tried."""
@@ -98,12 +99,9 @@ class Cutter:
         for mask in masks:
             kept = [n for n in range(count) if mask >> n & 1]
             yield tuple((n, None) for n in kept)
-            for torn in kept[-1:], kept[-2:]:  # the last writes, whatever came before
+            for torn in kept[-1:], kept[-2:], [n for n in kept if rng.random() < 0.5]:
                 if torn:
-                    yield (
-                        *((n, None) for n in kept[: -len(torn)]),
-                        *((n, rng.choice(tears[n])) for n in torn),
-                    )
+                    yield tuple((n, rng.choice(tears[n]) if n in torn else None) for n in kept)
         for torn_one in range(count):
             before: Choice = tuple((n, None) for n in range(torn_one))
             others: Choice = tuple((n, None) for n in range(count) if n != torn_one)

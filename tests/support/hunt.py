@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from core.format import Superblock
 from support.bench import Op
 from support.crash import CrashBench, Torn
 from support.reader import Reader, Violation
 from support.workload import World, shorten
 
+from core.errors import ParallaxError
+from core.format import Superblock
+
 FORGET_EVERY = 100
+FAILURES = (Torn, Violation, AssertionError, ParallaxError)
 
 
 @dataclass
@@ -38,9 +41,12 @@ class Hunt:
     runs: int = 0
 
     def __post_init__(self) -> None:
+        self._reader = self._new_reader()
+
+    def _new_reader(self) -> Reader:
         superblock = Superblock.unpack(self.world[0][0])
         assert superblock is not None
-        self._reader = Reader(superblock)
+        return Reader(superblock)
 
     def run(self, operations: Sequence[Op], seed: int = 0, watch_from: int = 0) -> None:
         """Run a list, then commit everything and close.
@@ -52,11 +58,11 @@ class Hunt:
                 those of the ones before are looked at elsewhere.
 
         Raises:
-            Torn, Violation, AssertionError: something was wrong.
+            FAILURES: something was wrong.
         """
         self.runs += 1
         if self.runs % FORGET_EVERY == 0:
-            self._reader.forget()
+            self._reader = self._new_reader()  # the old one remembers too much
         bench = CrashBench(*self.world, seed, self.limit, self.engine_every, self._reader)
         bench.states = self.states
         try:
@@ -78,7 +84,7 @@ class Hunt:
         for seed, operations in enumerate(lists):
             try:
                 self.run(operations, seed, len(operations) - 1 if last_only else 0)
-            except (Torn, Violation, AssertionError) as error:
+            except FAILURES as error:
                 raise AssertionError(self._shortest(operations, seed, error)) from error
 
     def _shortest(self, operations: Sequence[Op], seed: int, error: Exception) -> str:
@@ -86,7 +92,7 @@ class Hunt:
             nonlocal error
             try:
                 Hunt(self.world, self.limit, self.engine_every).run(less, seed)
-            except (Torn, Violation, AssertionError) as found:
+            except FAILURES as found:
                 error = found
                 return True
             return False

@@ -41,6 +41,8 @@ def write_disk(disk: Disk, offset: int, data: bytes) -> dict[int, bytes]:
 def zero_disk(disk: Disk, offset: int, end: int) -> dict[int, bytes]:
     """Zero the bytes from `offset` up to `end`; return the blocks that changed."""
     changed: dict[int, bytes] = {}
+    if end <= offset:
+        return changed
     for vblock in [b for b in disk if b * BLOCK < end and (b + 1) * BLOCK > offset]:
         low = max(0, offset - vblock * BLOCK)
         high = min(BLOCK, end - vblock * BLOCK)

@@ -72,17 +72,11 @@ class Reader:
     def __init__(self, sb: Superblock) -> None:
         self.sb = sb
         self._records: dict[tuple[int, bytes], VdiRecord | None] = {}
+        self._headers: dict[tuple[int, bytes], bool] = {}
         self._bitmaps: dict[tuple[int, int, bytes], tuple[int, frozenset[int]] | None] = {}
         self._nodes: dict[bytes, tuple[int, tuple[tuple[int, int], ...]]] = {}
         self._logs: dict[bytes, LogBlock | None] = {}
         self._trees: dict[tuple[int, int], list[Tree]] = {}
-        self._sound: dict[tuple[object, ...], frozenset[int]] = {}
-
-    def forget(self) -> None:
-        """Forget everything, to keep memory bounded."""
-        for memory in (self._records, self._bitmaps, self._nodes, self._logs, self._trees):
-            memory.clear()
-        self._sound.clear()
 
     # -- the parts ---------------------------------------------------------------------
 
@@ -106,7 +100,7 @@ class Reader:
     def used(self, get: Get, extent: int) -> frozenset[int]:
         """Return the blocks of an extent that its bitmap calls allocated."""
         headers = [get(self.sb.extent_start(extent) + slot) for slot in (0, 1)]
-        if not any(ExtentHeader.unpack(page, self.sb.uuid, extent) for page in headers):
+        if not any(self._header(extent, page) for page in headers):
             raise Violation(f"both headers of extent {extent} are damaged")
         used: frozenset[int] = frozenset()
         for index in range(self.sb.bitmap_blocks):
@@ -119,6 +113,13 @@ class Reader:
                 raise Violation(f"both bitmaps {index} of extent {extent} are damaged")
             used |= max(valid, key=lambda slot: slot[0])[1]
         return used
+
+    def _header(self, extent: int, page: bytes) -> bool:
+        """Say whether this is a valid header of an extent."""
+        key = extent, page
+        if key not in self._headers:
+            self._headers[key] = ExtentHeader.unpack(page, self.sb.uuid, extent) is not None
+        return self._headers[key]
 
     def _bitmap(self, extent: int, index: int, page: bytes) -> tuple[int, frozenset[int]] | None:
         key = extent, index, page
@@ -217,8 +218,10 @@ class Reader:
         pages, log = self._log(get, record)
         lines = [
             ((block, offset), line)
-            for block, page in [*reversed([(b, p.page) for b, p in pages])]
-            + [(record.log_block, record.page)]
+            for block, page in (
+                *((block, page.page) for block, page in reversed(pages)),
+                (record.log_block, record.page),
+            )
             for offset, line in enumerate(page)
         ]
         gone = {(line.root, line.size) for _, line in lines if line.kind == KIND_TOMBSTONE}

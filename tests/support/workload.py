@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from core.format import LOG_RECORDS
 from support.bench import Bench, Op, empty_store
 from support.memory import Pages
 from support.model import VdiModel
+
+from core.format import LOG_RECORDS
 
 K = 1024
 A, B = 0, 1
@@ -36,6 +37,9 @@ ALPHABET: tuple[Op, ...] = (
     ("flush", A),
     ("flush_all",),
     ("begin", A, B),
+    ("commit_beside", "write", A, 2 * K, 9 * K, 17),
+    ("commit_beside", "trim", A, 0, 12 * K),
+    ("commit_beside", "snapshot", A),
     ("without_room", 2, "flush", A),
     ("without_room", 1, "write", A, 20 * K, 8 * K, 16),
     ("reopen",),
@@ -139,6 +143,10 @@ def random_operation(rng: random.Random, scale: int = 1) -> Op:
         what = rng.choice(["write", "flush", "flush", "flush"])
         more = (0, 9000, rng.randrange(1, 1 << 40)) if what == "write" else ()
         return kind, rng.randrange(8), what, vdi, *more
+    if kind == "commit_beside":
+        what = rng.choice(["write", "write", "trim", "snapshot"])
+        more = (offset, length) if what != "snapshot" else ()
+        return kind, what, vdi, *more, *([rng.randrange(1, 1 << 40)] if what == "write" else [])
     if kind == "crash":
         return kind, rng.randrange(1 << 30)
     return kind, vdi
@@ -163,6 +171,7 @@ _WEIGHTS = (
     ("begin", 4),
     ("sync", 3),
     ("settle", 2),
+    ("commit_beside", 4),
     ("without_room", 3),
     ("reopen", 2),
     ("crash", 2),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.stores import live, noise, small_store
 
-from core import transfer
+from core import source, transfer
 from core.errors import BadRequest, NoSpace
 from core.format import BLOCK
 from core.session import Session
@@ -44,13 +44,13 @@ def qemu_img(*arguments: object) -> None:
     subprocess.run(["qemu-img", *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
 
 
-def fill(store: str, source: Path, image_format: str | None = None) -> bytes:
+def fill(store: str, image: Path, image_format: str | None = None) -> bytes:
     with Session.open(store) as session:
-        record = session.create(f"from {source.name} as {image_format}"[:40])
+        record = session.create(f"from {image.name} as {image_format}"[:40])
         with session.opened(record) as vdi:
-            transfer.fill(vdi, session, str(source), image_format)
+            transfer.fill(vdi, session, str(image), image_format)
         transfer.validate(
-            session.live_image(session.registry.find(record.name)), str(source), image_format
+            session.live_image(session.registry.find(record.name)), str(image), image_format
         )
         return live(session, record.name)
 
@@ -125,10 +125,18 @@ def test_an_image_of_another_format_than_named(store: str, tmp_path: Path) -> No
 
 
 def test_a_converted_image_that_is_too_large_is_not_even_converted(
-    store: str, tmp_path: Path
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = tmp_path / "image"
     qemu_img("create", "-f", "qcow2", image, "1T")
+    asked: list[str] = []
+    real = source.qemu_img
+
+    def record_and_run(*arguments: str, **more: tuple[int, ...]) -> str:
+        asked.append(arguments[0])
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(source, "qemu_img", record_and_run)
     with Session.open(store) as session:
         record = session.create("a", BLOCK)
         with (
@@ -136,6 +144,7 @@ def test_a_converted_image_that_is_too_large_is_not_even_converted(
             session.opened(record) as vdi,
         ):
             transfer.fill(vdi, session, str(image))
+    assert asked == ["info"]
 
 
 @pytest.mark.parametrize("kind", ["qcow2", "vmdk", "vhdx"])

@@ -1,0 +1,124 @@
+"""The benchmarks run from beginning to end, and their arithmetic is right."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from core import blockstore
+from core.check import check_store
+from core.session import Session
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+QEMU = {"qemu-nbd raw", "qemu-nbd qcow2", "nbdkit file"}
+WRITE = {"4 KiB write + fdatasync"}
+PEERS = {
+    "4 KiB random read, depth 1": QEMU,
+    "4 KiB random read, depth 16": QEMU,
+    "4 KiB random write, depth 1": QEMU,
+    "4 KiB random write, depth 16": QEMU,
+    "1 MiB sequential read": QEMU,
+    "1 MiB sequential write": QEMU,
+    "4 KiB random write to a fresh clone, depth 16, with a flush": {"qemu-nbd fresh overlay"},
+    "memory": {"80 MiB", "one qemu-nbd, one overlay"},
+    "fill, full image of 32 MiB, on disk": {"qemu-img convert -O qcow2", "cp"},
+    "fill, sparse": {"qemu-img convert -O qcow2", "cp", "an eighth of a full fill"},
+    "snapshot, the first": WRITE,
+    "snapshot number 50": WRITE | {"the first"},
+    "snapshot of 1 GiB": WRITE,
+    "snapshot of 512 GiB mapped": WRITE | {"of 1 GiB"},
+    "clone of 1 GiB": WRITE,
+    "clone of 512 GiB": WRITE | {"of 1 GiB"},
+    "clone number 50": WRITE | {"the first ones"},
+    "vdi list of 50 clones": {"1 s"},
+    "plxsh vdi list, start-up": {"qemu-img snapshot -l"},
+}
+"""The beginning of a figure's name, and whom it is compared with."""
+
+
+@pytest.fixture
+def benchmark_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
+def module(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+@pytest.mark.slow
+def test_quick_run_measures_everything(tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    command = [sys.executable, str(FOLDER / "bench.py"), "--quick"]
+    command += ["--dir", str(tmp_path), "--json", str(result)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(result.read_text())["figures"]
+    for name, peers in PEERS.items():
+        [figure] = [figure for figure in figures if figure["name"].startswith(name)]
+        assert set(figure["values"]) == peers | {"parallax"}
+        assert {ratio["peer"] for ratio in figure["ratios"]} == peers
+        assert all(value > 0 for values in figure["values"].values() for value in values)
+        assert name in done.stdout
+    assert list(tmp_path.iterdir()) == [result], "something was left behind"
+
+
+@pytest.mark.usefixtures("benchmark_modules")
+def test_ratios_are_of_the_same_run() -> None:
+    figures = module("figures")
+    values = {"parallax": [2.0, 30.0, 8.0], "peer": [1.0, 10.0, 2.0]}
+    goals = {"peer": figures.Goal(3.0)}
+    [row] = figures.Figure("a figure", "MiB/s", values, goals).rows()
+    assert (row.ours, row.theirs) == (8.0, 2.0)
+    assert (row.least, row.ratio, row.most) == (2.0, 3.0, 4.0)
+    assert row.reached
+
+
+@pytest.mark.usefixtures("benchmark_modules")
+@pytest.mark.parametrize(
+    ("least", "most", "ratio", "reached"),
+    [(1.2, None, 1.19, False), (1.2, None, 1.2, True), (0, 4.0, 4.1, False), (0, 4.0, 1.0, True)],
+)
+def test_goals(least: float, most: float | None, ratio: float, reached: bool) -> None:
+    goal = module("figures").Goal
+    assert (goal(least) if most is None else goal(least, most)).reached(ratio) is reached
+
+
+@pytest.mark.usefixtures("benchmark_modules")
+def test_contestants_take_turns() -> None:
+    calls: list[tuple[str, int]] = []
+
+    def contestant(name: str, value: float):  # type: ignore[no-untyped-def]
+        def measure(run: int) -> float:
+            calls.append((name, run))
+            return value + run
+
+        return measure
+
+    contestants = {"a": contestant("a", 1.0), "b": contestant("b", 5.0)}
+    assert module("figures").in_turns(contestants, 2) == {"a": [1.0, 2.0], "b": [5.0, 6.0]}
+    assert calls == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+
+
+@pytest.mark.usefixtures("benchmark_modules")
+def test_wide_tree_is_a_sound_vdi(tmp_path: Path) -> None:
+    store = tmp_path / "store.dat"
+    blockstore.create(str(store), 4 << 20, 6)
+    with Session.open(str(store), "write") as session:
+        record = module("widetree").create_mapped(session, "wide", 2)
+        session.snapshot(record)
+        vdi = session.open_vdi(record)
+        assert vdi.size == 1 << 30
+        leaf = 2 << 20
+        data = vdi.read(0, leaf)
+        assert all(data[at : at + 4096].strip(b"\0") for at in range(0, leaf, 4096))
+        vdi.write(5 * 4096, bytes(range(256)) * 16)
+        assert vdi.read(vdi.size - leaf, leaf) == data
+        assert vdi.read(0, 5 * 4096) == data[: 5 * 4096]
+        session.release(vdi)
+        assert not check_store(session.store).findings

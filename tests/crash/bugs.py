@@ -1,0 +1,366 @@
+"""Mistakes to plant in the engine, each of which the crash tests must notice.
+
+A bug replaces a method of the engine for the length of a test; the engine itself has no
+switch for any of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from support.bench import Bench
+
+from core import batch, commit, extent, radix, registry, snaplog, vdi
+from core import format as layout
+from core.blockstore import Blockstore
+from core.format import BLOCK, BLOCK_SHIFT, LOG_RECORDS, VDI_MAGIC, WRITABLE
+
+Patch = pytest.MonkeyPatch
+Bug = Callable[[Patch], None]
+
+
+def _replace(patch: Patch, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+    patch.setattr(owner, name, make(getattr(owner, name)))
+
+
+def _without_flush(patch: Patch, number: int) -> None:
+    def make(sync: Any) -> Any:
+        def lying(self: commit.Commit) -> None:
+            if not self._changes:
+                return sync(self)
+            device = self._store.device
+            flush, calls = device.flush, iter(range(2))
+            device.flush = lambda: None if next(calls) == number else flush()  # type: ignore[method-assign]
+            try:
+                return sync(self)
+            finally:
+                del device.flush
+
+        return lying
+
+    _replace(patch, commit.Commit, "sync", make)
+
+
+def first_flush_left_out(patch: Patch) -> None:
+    _without_flush(patch, 0)
+
+
+def second_flush_left_out(patch: Patch) -> None:
+    _without_flush(patch, 1)
+
+
+def data_flush_left_out(patch: Patch) -> None:
+    """A flush with no change of metadata does nothing."""
+    _replace(
+        patch,
+        commit.Commit,
+        "sync",
+        lambda sync: lambda self: sync(self) if self._changes else None,
+    )
+
+
+def one_record_slot(patch: Patch) -> None:
+    def write(self: registry.Registry, record: layout.VdiRecord) -> None:
+        sb = self._store.sb
+        at = sb.vdi_slot(record.id, 0) << BLOCK_SHIFT
+        self._store.device.pwritev(at, [record.pack(sb.uuid)])
+
+    patch.setattr(registry.Registry, "write", write)
+    patch.setattr(Bench, "lax", True)
+
+
+def no_record_checksum(patch: Patch) -> None:
+    _replace(
+        patch,
+        layout,
+        "_intact",
+        lambda intact: (
+            lambda block, magic: block[:8] == magic if magic == VDI_MAGIC else intact(block, magic)
+        ),
+    )
+
+
+def no_bitmap_checksum(patch: Patch) -> None:
+    _replace(
+        patch,
+        layout,
+        "_intact",
+        lambda intact: (
+            lambda block, magic: (
+                block[:8] == magic if magic == layout.BITMAP_MAGIC else intact(block, magic)
+            )
+        ),
+    )
+
+
+def _rescan(store: Blockstore) -> None:
+    """Have freed blocks handed out at once, not after all others."""
+    for part in store.allocator._extents.values():
+        part._rescan()
+
+
+def block_reused_before_commit(patch: Patch) -> None:
+    """What is trimmed or replaced is free at once."""
+
+    def make(change: Any) -> Any:
+        def eager(self: radix.RadixMap, *arguments: Any) -> None:
+            change(self, *arguments)
+            freed, self.freed = self.freed, []
+            self._store.allocator.release(freed)
+            _rescan(self._store)
+
+        return eager
+
+    _replace(patch, radix.RadixMap, "trim", make)
+    _replace(patch, radix.RadixMap, "update", make)
+
+
+def freed_before_commit_ended(patch: Patch) -> None:
+    """What a commit supersedes is free when it is prepared, not when it is durable."""
+
+    def make(prepare: Any) -> Any:
+        def eager(self: commit.Commit) -> None:
+            prepare(self)
+            for change in self._changes:
+                self._store.allocator.release(change.freed)
+                _rescan(self._store)
+
+        return eager
+
+    def finish(self: commit.Commit) -> None:
+        if self._changes:
+            self._store.allocator.settled()
+
+    _replace(patch, commit.Commit, "prepare", make)
+    patch.setattr(commit.Commit, "finish", finish)
+
+
+def freed_bits_written_early(patch: Patch) -> None:
+    """The bits of superseded blocks are cleared by the commit itself, not after it."""
+
+    def make(prepare: Any) -> Any:
+        def eager(self: commit.Commit) -> None:
+            for change in self._changes:
+                self._store.allocator.release(change.freed)
+            prepare(self)
+
+        return eager
+
+    def finish(self: commit.Commit) -> None:
+        if self._changes:
+            self._store.allocator.settled()
+
+    _replace(patch, commit.Commit, "prepare", make)
+    patch.setattr(commit.Commit, "finish", finish)
+
+
+def snapshot_overwritten_in_place(patch: Patch) -> None:
+    """A snapshot leaves the blocks to the VDI as its own."""
+    patch.setattr(radix.RadixMap, "disown", lambda _: None)
+
+
+def clone_overwrites_its_origin(patch: Patch) -> None:
+    """Below the root, the flags of a copied node are not cleared."""
+
+    def copy(self: radix.RadixMap, entry: int, owned: bool, node: Any) -> Any:
+        if node is None:
+            return radix.empty_node()
+        if owned:
+            self.freed.append(entry >> 1 & layout.BLOCK_MASK)
+            self.own -= 1
+        return memoryview(bytearray(node)).cast("Q")
+
+    patch.setattr(radix.RadixMap, "_copy", copy)
+
+
+def bit_set_too_late(patch: Patch) -> None:
+    """Bitmaps are written after the commit that uses the blocks."""
+
+    def make_changes(changes: Any) -> Any:
+        def held(self: extent.Allocator) -> list[tuple[int, bytes]]:
+            self.late = [*getattr(self, "late", []), *changes(self)]  # type: ignore[attr-defined]
+            return []
+
+        return held
+
+    def make_finish(finish: Any) -> Any:
+        def late(self: commit.Commit) -> None:
+            allocator = self._store.allocator
+            self._store.write([(b, [page]) for b, page in getattr(allocator, "late", [])])
+            allocator.late = []  # type: ignore[attr-defined]
+            finish(self)
+
+        return late
+
+    _replace(patch, extent.Allocator, "changes", make_changes)
+    _replace(patch, commit.Commit, "finish", make_finish)
+
+
+def one_bitmap_slot(patch: Patch) -> None:
+    def make(bitmap_slot: Any) -> Any:
+        return lambda self, number, index, _: bitmap_slot(self, number, index, 1)
+
+    def read(device: Any, sb: layout.Superblock, number: int) -> list[layout.BitmapBlock]:
+        pages = [
+            device.pread(sb.bitmap_slot(number, index, 1) << BLOCK_SHIFT, BLOCK)
+            for index in range(sb.bitmap_blocks)
+        ]
+        return [
+            part
+            for index, page in enumerate(pages)
+            if (part := layout.BitmapBlock.unpack(page, sb.uuid, number, index))
+        ]
+
+    _replace(patch, layout.Superblock, "bitmap_slot", make)
+    patch.setattr(extent, "read_bitmap", read)
+
+
+def both_bitmap_slots_at_once(patch: Patch) -> None:
+    """A bitmap that is written again before it was flushed goes to its other slot."""
+    patch.setattr(extent.Extent, "changes", _advancing_changes)
+
+
+def _advancing_changes(self: extent.Extent) -> Any:
+    for index in sorted(self._changed):
+        self._sequences[index] += 1
+        bits = self._bits[index * layout.BITMAP_BYTES : (index + 1) * layout.BITMAP_BYTES]
+        used = int(np.bitwise_count(bits).sum())
+        yield layout.BitmapBlock(self.number, index, self._sequences[index], used, bits.tobytes())
+    self._changed.clear()
+
+
+def child_after_parent(patch: Patch) -> None:
+    """One node of each commit is written only after the record that leads to it."""
+
+    def make_queue(write_queued: Any) -> Any:
+        def held(self: Blockstore) -> None:
+            nodes = [b for b in self._queue if self.sb.holds_payload(b)]
+            self.late = {b: self._queue.pop(b) for b in nodes[:1]}  # type: ignore[attr-defined]
+            write_queued(self)
+
+        return held
+
+    def make_finish(finish: Any) -> Any:
+        def late(self: commit.Commit) -> None:
+            for block, data in getattr(self._store, "late", {}).items():
+                self._store.write([(block, [data])])
+            finish(self)
+
+        return late
+
+    _replace(patch, Blockstore, "write_queued", make_queue)
+    _replace(patch, commit.Commit, "finish", make_finish)
+
+
+def log_page_reused(patch: Patch) -> None:
+    """The next page of a snapshot log moves to where the one before it is."""
+
+    def append(store: Blockstore, record: Any, entry: Any) -> Any:
+        block = record.log_block if len(record.page) == LOG_RECORDS else 0
+        record = original(store, record, entry)
+        return replace(record, log_block=block) if block else record
+
+    original = snaplog.append
+    patch.setattr(vdi, "append", append)
+
+
+def log_page_not_written(patch: Patch) -> None:
+    """A full page of the snapshot log is only remembered."""
+
+    def append(store: Blockstore, record: Any, entry: Any) -> Any:
+        full = len(record.page) == LOG_RECORDS
+        new = original(store, record, entry)
+        if full:
+            store._queue.pop(record.log_block)
+        return new
+
+    original = snaplog.append
+    patch.setattr(vdi, "append", append)
+
+
+def partial_write_forgets_the_rest(patch: Patch) -> None:
+    """A part of a block is written as a block of which the rest is zeros."""
+
+    def whole(_: Any, offset: int, data: memoryview, count: int) -> memoryview:
+        block = memoryview(bytearray(count << BLOCK_SHIFT))
+        start = offset & BLOCK - 1
+        block[start : start + len(data)] = data
+        return block
+
+    patch.setattr(batch.WriteBatch, "_whole", whole)
+
+
+def rollback_frees_the_snapshot(patch: Patch) -> None:
+    """A rollback gives away all blocks of the old tree, shared or not."""
+
+    def clear(self: radix.RadixMap) -> None:
+        for visit in self.walk():
+            if visit.entry < radix.PENDING:
+                self.freed.append(visit.entry >> 1 & layout.BLOCK_MASK)
+        self.root = 0
+        self.own = 0
+
+    patch.setattr(radix.RadixMap, "clear", clear)
+
+
+def rollback_owns_the_snapshot(patch: Patch) -> None:
+    """A rollback takes the snapshot's blocks for its own."""
+
+    def take_over(self: radix.RadixMap, root: int, height: int, mapped: int) -> None:
+        self.root, self.height, self.mapped = root and root | WRITABLE, height, mapped
+
+    patch.setattr(radix.RadixMap, "replace", take_over)
+
+
+def records_before_nodes(patch: Patch) -> None:
+    """Records are written with the nodes, under one flush."""
+
+    def sync(self: commit.Commit) -> None:
+        for change in self._changes:
+            self._registry.write(change.new)
+        self._store.device.flush()
+
+    patch.setattr(commit.Commit, "sync", sync)
+
+
+def commit_without_second_vdi(patch: Patch) -> None:
+    """A commit of several VDIs writes the record of only one of them."""
+
+    def sync(self: commit.Commit) -> None:
+        self._store.device.flush()
+        for change in self._changes[:1]:
+            self._registry.write(change.new)
+        if self._changes:
+            self._store.device.flush()
+
+    patch.setattr(commit.Commit, "sync", sync)
+
+
+BUGS: tuple[Bug, ...] = (
+    first_flush_left_out,
+    second_flush_left_out,
+    data_flush_left_out,
+    one_record_slot,
+    no_record_checksum,
+    no_bitmap_checksum,
+    block_reused_before_commit,
+    freed_before_commit_ended,
+    freed_bits_written_early,
+    snapshot_overwritten_in_place,
+    clone_overwrites_its_origin,
+    bit_set_too_late,
+    one_bitmap_slot,
+    both_bitmap_slots_at_once,
+    child_after_parent,
+    log_page_reused,
+    log_page_not_written,
+    partial_write_forgets_the_rest,
+    rollback_frees_the_snapshot,
+    rollback_owns_the_snapshot,
+    records_before_nodes,
+    commit_without_second_vdi,
+)

@@ -1,0 +1,374 @@
+"""The server around the requests: where it listens, how it ends, what survives."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from support.stores import noise
+from support.tap import (
+    CONTENTS,
+    MIB,
+    NbdError,
+    RawClient,
+    TapProcess,
+    contents_of,
+    short_folder,
+    tap_in_thread,
+    tap_process,
+)
+
+from core.errors import BadRequest, InUse, IoFailed, NoSpace, NotFound
+from core.session import Session
+from core.tap import protocol as p
+from core.tap.server import Tap
+from core.tap.status import query_status
+
+
+def test_a_write_reaches_the_store_when_the_server_ends(store: str) -> None:
+    with tap_in_thread(store) as (_, unix), RawClient(unix) as client:
+        assert client.go("clone").write(5, b"kept") == 0
+    assert contents_of(store, "clone")[5:9] == b"kept"
+
+
+def test_a_flushed_write_is_in_the_store_at_once(store: str) -> None:
+    with tap_in_thread(store) as (_, unix), RawClient(unix) as client:
+        client.go("clone").write(5, b"kept")
+        assert client.call(p.CMD_FLUSH) == 0
+        assert contents_of(store, "clone")[5:9] == b"kept"
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [(p.CMD_WRITE, b"data"), (p.CMD_TRIM, b""), (p.CMD_WRITE_ZEROES, b"")],
+    ids=["write", "trim", "zero"],
+)
+def test_fua_is_durable_before_the_reply(store: str, kind: int, data: bytes) -> None:
+    with tap_in_thread(store, commit_interval=3600.0) as (_, unix), RawClient(unix) as client:
+        client.go("clone")
+        assert client.call(kind, 8192, 4, p.FLAG_FUA, data) == 0
+        assert contents_of(store, "clone")[8192:8196] == (data or bytes(4))
+
+
+def test_a_flush_covers_the_writes_of_other_connections(store: str) -> None:
+    with (
+        tap_in_thread(store, commit_interval=3600.0) as (_, unix),
+        RawClient(unix) as writer,
+        RawClient(unix) as flusher,
+    ):
+        writer.go("clone").write(0, b"one")
+        assert flusher.go("clone").call(p.CMD_FLUSH) == 0
+        assert contents_of(store, "clone")[:3] == b"one"
+
+
+def test_the_timer_commits_without_being_asked(store: str) -> None:
+    with tap_in_thread(store, commit_interval=0.05) as (_, unix), RawClient(unix) as client:
+        client.go("clone").write(0, b"tick")
+        while contents_of(store, "clone")[:4] != b"tick":
+            pass
+
+
+def test_the_last_disconnect_commits_and_gives_the_vdi_up(store: str) -> None:
+    with tap_in_thread(store, commit_interval=3600.0) as (_, unix):
+        with RawClient(unix) as client:
+            client.go("clone").write(0, b"bye")
+        while query_status(unix)["exports"]:
+            pass
+        assert contents_of(store, "clone")[:3] == b"bye"
+
+
+def test_many_flushes_at_once_are_all_answered(unix: str) -> None:
+    with RawClient(unix) as client:
+        client.go("clone")
+        cookies = set()
+        for n in range(50):
+            cookies.add(client.send(p.CMD_WRITE, n * 4096, data=b"x"))
+            cookies.add(client.send(p.CMD_FLUSH))
+        replies = [client.reply() for _ in range(100)]
+        assert {r.cookie for r in replies} == cookies
+        assert {r.flags for r in replies} == {0}
+
+
+class Broken:
+    """Stands in for a device method: works until `fail` is set."""
+
+    def __init__(self, real: object, error: Exception) -> None:
+        self.real = real
+        self.error = error
+        self.fail = False
+
+    def __call__(self, *args: object) -> object:
+        if self.fail:
+            raise self.error
+        return self.real(*args)  # type: ignore[operator]
+
+
+def test_after_a_failed_flush_nothing_is_acknowledged(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving = tap_in_thread(store)
+    tap, unix = serving.__enter__()
+    with RawClient(unix) as client:
+        flush = Broken(tap._session.store.device.flush, IoFailed("the disk is gone"))
+        monkeypatch.setattr(tap._session.store.device, "flush", flush)
+        client.go("clone").write(0, b"lost")
+        flush.fail = True
+        assert client.call(p.CMD_FLUSH) == p.EIO
+        flush.fail = False
+        assert client.call(p.CMD_FLUSH) == p.EIO
+        assert client.write(0, b"more") == p.EIO
+        assert client.read(8192, 4) == CONTENTS[8192:8196]
+    with pytest.raises(IoFailed, match="the disk is gone"):
+        serving.__exit__(None, None, None)
+    assert contents_of(store, "clone") == CONTENTS
+
+
+def test_a_flush_without_space_may_be_repeated(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tap_in_thread(store, commit_interval=3600.0) as (tap, unix), RawClient(unix) as client:
+        client.go("clone").write(0, b"kept")
+        write = Broken(tap._session.store.device.pwritev, NoSpace("the disk is full"))
+        monkeypatch.setattr(tap._session.store.device, "pwritev", write)
+        write.fail = True
+        assert client.call(p.CMD_FLUSH) == p.ENOSPC
+        write.fail = False
+        assert client.call(p.CMD_FLUSH) == 0
+    assert contents_of(store, "clone")[:4] == b"kept"
+
+
+def test_a_full_store_answers_enospc_and_keeps_what_it_has(store: str) -> None:
+    with Session.open(store) as session:
+        session.create("large", 1 << 30)
+    with tap_in_thread(store) as (_, unix), RawClient(unix) as client:
+        client.go("large")
+        written = 0
+        while (error := client.write(written, noise(MIB, written))) == 0:
+            written += MIB
+        assert error == p.ENOSPC
+        assert written > 32 * MIB
+        assert client.read(written - MIB, MIB) == noise(MIB, written - MIB)
+        assert client.call(p.CMD_TRIM, 0, 8 * MIB) == 0
+        assert client.write(written, b"fits now") == 0
+
+
+def test_a_read_that_misses_memory_is_answered_after_the_others(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here nothing is in memory before it was read with waiting."""
+    from core.errors import WouldBlock
+
+    seen: set[int] = set()
+    allowed = threading.Event()
+    with tap_in_thread(store) as (tap, unix), RawClient(unix) as client:
+        device = tap._session.store.device
+        real = device.preadv
+
+        def preadv(offset: int, buffers: list[memoryview], wait: bool = True) -> None:
+            if not wait and offset not in seen and len(buffers[0]) == 8192:
+                raise WouldBlock(offset, 8192)
+            if threading.current_thread().name.startswith("tap-read"):
+                allowed.wait(30)
+                seen.add(offset)
+            real(offset, buffers, wait)
+
+        monkeypatch.setattr(device, "preadv", preadv)
+        client.go("golden")
+        slow = client.send(p.CMD_READ, 0, 8192)
+        quick = client.send(p.CMD_READ, 4096, 4096)
+        assert client.reply(4096)[2:] == (quick, CONTENTS[4096:8192])
+        allowed.set()
+        assert client.reply(8192)[2:] == (slow, CONTENTS[:8192])
+
+
+def test_the_socket_is_private(unix: str) -> None:
+    assert stat.S_IMODE(os.stat(unix).st_mode) == 0o600
+
+
+def test_the_sockets_are_removed_at_the_end(store: str) -> None:
+    with tap_in_thread(store) as (_, unix):
+        folder = os.path.dirname(unix)
+        assert sorted(os.listdir(folder)) == ["nbd", "nbd.status"]
+        seen = folder
+    assert not os.path.exists(seen)
+
+
+def test_a_socket_that_nobody_listens_on_is_replaced(store: str) -> None:
+    with short_folder() as folder, Session.open(store) as session:
+        path = str(folder / "s")
+        with socket.socket(socket.AF_UNIX) as left_behind:
+            left_behind.bind(path)
+        tap = Tap(session, path)
+        tap.stop()
+        tap.run()
+
+
+def test_a_socket_that_somebody_listens_on_is_left_alone(unix: str, tmp_path: Path) -> None:
+    from support.stores import small_store
+
+    with Session.open(small_store(tmp_path / "..")) as session, pytest.raises(InUse, match=unix):
+        Tap(session, unix)
+
+
+def test_a_file_that_is_no_socket_is_left_alone(store: str) -> None:
+    with Session.open(store) as session, pytest.raises(BadRequest, match="is no socket"):
+        Tap(session, store)
+
+
+def test_a_path_that_is_too_long_is_refused(store: str, tmp_path: Path) -> None:
+    with Session.open(store) as session, pytest.raises(BadRequest, match="too long"):
+        Tap(session, str(tmp_path / ("x" * 120)))
+
+
+def test_a_missing_folder_is_reported(store: str) -> None:
+    with Session.open(store) as session, pytest.raises(NotFound):
+        Tap(session, "/nowhere/at/all")
+
+
+def test_tcp_that_others_can_reach_needs_tls(store: str) -> None:
+    with Session.open(store) as session, pytest.raises(BadRequest, match="there is no TLS"):
+        Tap(session, tcp=("0.0.0.0", 0))
+
+
+def test_nowhere_to_listen_is_an_error(store: str) -> None:
+    with Session.open(store) as session, pytest.raises(BadRequest, match="nowhere to listen"):
+        Tap(session)
+
+
+def test_a_taken_port_is_in_use(store: str) -> None:
+    with (
+        Session.open(store) as session,
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(InUse),
+    ):
+        Tap(session, tcp=("127.0.0.1", taken.getsockname()[1]))
+
+
+def test_missing_certificates_are_reported(store: str, tmp_path: Path) -> None:
+    with Session.open(store) as session, pytest.raises(NotFound, match=r"server-cert\.pem"):
+        Tap(session, tcp=("127.0.0.1", 0), tls=str(tmp_path))
+
+
+def test_the_empty_name_is_the_only_vdi(tmp_path: Path) -> None:
+    from support.stores import small_store
+
+    store = small_store(tmp_path)
+    with Session.open(store) as session:
+        session.create("only", 4096)
+    with tap_in_thread(store) as (_, unix), RawClient(unix) as client:
+        assert client.go("").size == 4096
+
+
+def test_the_status_tells_who_has_what_open(store: str, unix: str) -> None:
+    with RawClient(unix) as client:
+        client.go("clone").write(0, b"12345")
+        client.read(0, 100)
+        told = query_status(unix)
+        [export] = told["exports"]
+        [connection] = export["connections"]
+    assert (told["schema"], told["pid"], told["store"]) == (1, os.getpid(), store)
+    assert (export["name"], export["id"], export["read_only"]) == ("clone", 1, False)
+    assert export["size"] == len(CONTENTS)
+    assert connection["peer"] == f"pid {os.getpid()}"
+    assert connection["counts"] == {
+        "requests": 2,
+        "reads": 1,
+        "writes": 1,
+        "bytes_read": 100,
+        "bytes_written": 5,
+    }
+    json.dumps(told)
+
+
+def test_the_status_of_no_tap_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="no tap listens"):
+        query_status(str(tmp_path / "none"))
+
+
+# -- as a process ----------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_commits_and_ends_with_status_0(store: str, number: signal.Signals) -> None:
+    with tap_process(store) as tap, RawClient(tap.unix) as client:
+        client.go("clone").write(0, b"kept")
+        tap.process.send_signal(number)
+        assert tap.wait() == 0
+        assert client.hung_up()
+        assert not os.path.exists(tap.unix)
+    assert contents_of(store, "clone")[:4] == b"kept"
+
+
+@pytest.mark.slow
+def test_a_killed_server_keeps_what_was_flushed(store: str) -> None:
+    with tap_process(store) as tap, RawClient(tap.unix) as client:
+        client.go("clone").write(0, b"kept")
+        client.call(p.CMD_FLUSH)
+        client.write(4096, b"lost")
+        tap.kill()
+    assert contents_of(store, "clone")[:4096] == b"kept" + CONTENTS[4:4096]
+
+
+@pytest.mark.slow
+def test_a_server_starts_again_after_it_was_killed(store: str) -> None:
+    with short_folder() as folder:
+        TapProcess(store, str(folder / "nbd")).kill()
+        tap = TapProcess(store, str(folder / "nbd"))
+        with RawClient(tap.unix) as client:
+            assert client.go("golden").read(0, 4) == CONTENTS[:4]
+        assert tap.stop() == 0
+
+
+@pytest.mark.slow
+def test_a_store_that_is_served_can_be_read_and_not_written(server: TapProcess, store: str) -> None:
+    with RawClient(server.unix) as client:
+        client.go("clone")
+        assert contents_of(store, "clone") == CONTENTS
+        with pytest.raises(InUse, match=rf"pid {server.process.pid}"):
+            Session.open(store)
+
+
+@pytest.mark.slow
+def test_a_vdi_that_vanished_is_an_unknown_export(server: TapProcess) -> None:
+    with RawClient(server.unix) as client, pytest.raises(NbdError, match="there is no VDI"):
+        client.go("gone")
+
+
+@pytest.mark.slow
+def test_systemd_is_told_and_its_sockets_are_taken(store: str) -> None:
+    with short_folder() as folder:
+        told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        told.bind(str(folder / "notify"))
+        told.settimeout(30)
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(str(folder / "activated"))
+        listening.listen()
+        script = (
+            "import os, sys\n"
+            "os.dup2(int(sys.argv[2]), 3)\n"
+            "os.environ['LISTEN_PID'] = str(os.getpid())\n"
+            "from core.session import Session\n"
+            "from core.tap.server import serve\n"
+            "with Session.open(sys.argv[1]) as session:\n"
+            "    serve(session)\n"
+        )
+        fd = listening.fileno()
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, store, str(fd)],
+            env={**os.environ, "NOTIFY_SOCKET": str(folder / "notify"), "LISTEN_FDS": "1"},
+            pass_fds=[fd],
+        )
+        with told, listening:
+            assert told.recv(100) == b"READY=1"
+            with RawClient(str(folder / "activated")) as client:
+                assert client.go("golden").read(0, 4) == CONTENTS[:4]
+            process.terminate()
+            assert told.recv(100) == b"STOPPING=1"
+            assert process.wait(30) == 0
