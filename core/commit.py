@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.blockstore import Blockstore
-from core.errors import Fenced, NoSpace, ParallaxError
+from core.errors import Fenced, IoFailed, NoSpace, ParallaxError
 from core.format import VdiRecord
 from core.lock_master import Grant
 from core.registry import Registry
@@ -94,6 +94,9 @@ class Commit:
             self._store.device.flush()
         except ParallaxError as error:
             self._store.fail(error)
+            raise
+        except BaseException:  # Ctrl-C: the change may be durable or not
+            self._store.fail(IoFailed("a commit was interrupted", "open the store again"))
             raise
 
     def _check_fence(self, change: Change) -> None:

@@ -17,7 +17,7 @@ from typing import Final
 from core import snaplog
 from core.blockstore import DEFAULT_CACHE, Blockstore, Mode
 from core.commit import Commit
-from core.errors import BadRequest, Corrupt, InUse, NoSpace, NotFound, ParallaxError
+from core.errors import BadRequest, Corrupt, InUse, IoFailed, NoSpace, NotFound, ParallaxError
 from core.format import (
     BLOCK,
     BLOCK_SHIFT,
@@ -50,9 +50,11 @@ class PendingCommit:
         self.error: ParallaxError | None = None
 
     def sync(self) -> None:
-        """Wait for the disk, on any thread; never raises, see `error`."""
+        """Wait for the disk, on any thread; what fails is in `error`."""
+        self.error = IoFailed("a commit was interrupted", "open the store again")
         try:
             self._commit.sync()
+            self.error = None
         except ParallaxError as error:
             self.error = error
         finally:
@@ -294,8 +296,9 @@ class Session:
         try:
             self._commit_new(record)
             with suppress(NoSpace):  # one slot is enough until the first change
-                record = replace(record, sequence=record.sequence + 1)
-                self.registry.write(record)
+                again = replace(record, sequence=record.sequence + 1)
+                self.registry.write(again)
+                record = again
         finally:
             grant.release()
         return record

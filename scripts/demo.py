@@ -221,7 +221,8 @@ def draw(demo: Demo) -> None:
 
 def main() -> int:
     """Take the tour; return the exit status."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGTERM, signal.SIGHUP):  # end in good order: leave nothing behind
+        signal.signal(number, lambda got, _: sys.exit(128 + got))
     start = time.monotonic()
     print("Parallax: one disk image, two clones, one of them changed.")
     with tempfile.TemporaryDirectory(prefix="parallax-demo-") as folder:

@@ -13,7 +13,8 @@ from typing import Final
 
 from core.tap.handshake import Handshake, ProtocolError, State
 from core.tap.loop import GONE, READ, WRITE, Loop
-from core.tap.transmission import Shared, Transmission
+from core.tap.shared import Shared
+from core.tap.transmission import Transmission
 
 logger = logging.getLogger(__name__)
 

@@ -32,8 +32,8 @@ from core.tap.listen import listen_tcp, listen_unix, refuse_public_sockets, tls_
 from core.tap.loop import READ, Loop
 from core.tap.notify import inherited_sockets, notify
 from core.tap.replies import Replies
+from core.tap.shared import Shared
 from core.tap.status import StatusReply, document, status_path
-from core.tap.transmission import Shared
 
 logger = logging.getLogger(__name__)
 
@@ -98,10 +98,9 @@ class Tap:
         self.addresses = [sock.getsockname() for sock in self._listeners]
         self._loop = Loop()
         commits = Commits(session, self._loop.wake)
-        device = session.store.device
-        jobs = Jobs(device, self._loop.wake)
+        jobs = Jobs(session.store.device, self._loop.wake)
         exports = Exports(session, commits)
-        self._shared = Shared(session, device, exports, commits, jobs, Replies())
+        self._shared = Shared(session, exports, commits, jobs, Replies())
 
     def _listen_unix(self, path: str) -> socket.socket:
         sock = listen_unix(path)

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -372,3 +373,28 @@ def test_systemd_is_told_and_its_sockets_are_taken(store: str) -> None:
             process.terminate()
             assert told.recv(100) == b"STOPPING=1"
             assert process.wait(30) == 0
+
+
+@pytest.mark.slow
+def test_a_hundred_busy_clones_fit_into_80_mib(store: str) -> None:
+    with Session.open(store) as session:
+        base = session.find_snapshot("golden@base")
+        for n in range(100):
+            session.create(f"clone{n}", parent=base)
+    with tap_process(store) as tap, ExitStack() as stack:
+        clients = [stack.enter_context(RawClient(tap.unix)) for _ in range(100)]
+        for n, client in enumerate(clients):
+            client.go(f"clone{n}", structured=True)
+            assert client.read(0, MIB) == CONTENTS[:MIB]
+            assert client.write(n * 4096, noise(64 << 10, n)) == 0
+            assert client.call(p.CMD_FLUSH) == 0
+        resident = resident_bytes(tap.process.pid)
+    print(resident / MIB)
+    assert resident < 80 * MIB
+
+
+def resident_bytes(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) << 10
+    raise AssertionError("no VmRSS")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -43,6 +44,58 @@ def contents(length: int, seed: int) -> bytes:
     return random.Random(seed).randbytes(length) if seed else bytes(length)
 
 
+class Syncing:
+    """The second thread of a commit, stopped after the first flush until `end`.
+
+    Only one of the two threads runs at any time.
+    """
+
+    def __init__(self, device: RecordingDevice, pending: PendingCommit) -> None:
+        self._device = device
+        self._flush = device.flush
+        self._stopped = threading.Event()
+        self._go = threading.Event()
+        self._abandoned = False
+        self._error: BaseException | None = None
+        device.flush = self._flush_and_stop  # type: ignore[method-assign]
+        self._thread = threading.Thread(target=self._run, args=[pending], daemon=True)
+        self._thread.start()
+        self._stopped.wait()
+
+    def _run(self, pending: PendingCommit) -> None:
+        try:
+            pending.sync()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._stopped.set()
+
+    def _flush_and_stop(self) -> None:
+        self._flush()
+        del self._device.flush  # type: ignore[method-assign]
+        self._stopped.set()
+        self._go.wait()
+        if self._abandoned:
+            raise SystemExit
+
+    def end(self) -> None:
+        """Let the thread do the rest, and raise what went wrong there."""
+        self._go.set()
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def abandon(self) -> None:
+        """Stop the thread where it is."""
+        self._abandoned = True
+        self._go.set()
+        self._thread.join()
+
+
+def _ignore() -> None:
+    pass
+
+
 class Bench:
     """A session and a model side by side.
 
@@ -74,7 +127,8 @@ class Bench:
         self.session = Session(Blockstore(self.device, locks), locks)
         self.handles: dict[int, Vdi] = {}
         self.pending: PendingCommit | None = None
-        self.synced = False
+        self._wait: Callable[[], None] = _ignore
+        self._syncing: Syncing | None = None
 
     def run(self, operations: Iterable[Op]) -> None:
         for name, *arguments in operations:
@@ -403,13 +457,11 @@ class Bench:
         for vdi in vdis.values():
             vdi.prepared = vdi.now()
         self.pending = pending = self.session.begin_commit(handles)
-        self.synced = False
+        self._wait = pending.sync
         engine_finish = pending.finish
 
         def finish() -> None:
             """Wait, which with one thread means to do it, and note what is promised."""
-            if self.synced and not pending._synced.is_set():
-                raise NoSpace("this would wait for itself")
             self.sync()
             engine_finish()
             if self.pending is pending:
@@ -423,9 +475,9 @@ class Bench:
 
     def sync(self) -> None:
         """Do the waiting of a commit that was begun, not yet its end."""
-        if self.pending is not None and not self.synced:
-            self.pending.sync()
-            self.synced = True
+        if self.pending is not None:
+            wait, self._wait = self._wait, _ignore
+            wait()
             assert self.pending.error is None
 
     def commit_beside(self, name: str, *arguments: Any) -> None:
@@ -435,18 +487,15 @@ class Bench:
         commit is ended by whatever comes next.
         """
         self.begin(*range(len(self.live)))
-        flush = self.device.flush
-
-        def flush_and_go_on() -> None:
-            flush()
-            del self.device.flush  # type: ignore[method-assign]
-            getattr(self, name)(*arguments)
-
-        self.device.flush = flush_and_go_on  # type: ignore[method-assign]
-        self.synced = True  # nobody else may do it: see `finish`
         assert self.pending is not None
-        self.pending.sync()
-        assert self.pending.error is None
+        self._syncing = Syncing(self.device, self.pending)
+        self._wait = self._syncing.end
+        getattr(self, name)(*arguments)
+
+    def abandon(self) -> None:
+        """Let no thread wait for this bench any more."""
+        if self._syncing is not None:
+            self._syncing.abandon()
 
     def release(self, number: int) -> None:
         vdi = self.vdi(number)
@@ -474,6 +523,7 @@ class Bench:
 
     def go_on(self, pages: Pages, vdis: Iterable[VdiModel]) -> None:
         """Go on from what a power cut left; the old session is never heard of again."""
+        self.abandon()
         self.device = RecordingDevice(self.sb.size, pages)
         self.device.on_write = self._written
         self.vdis = {vdi.id: vdi for vdi in vdis}

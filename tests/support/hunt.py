@@ -71,6 +71,7 @@ class Hunt:
             bench.watching = True
             bench.run([*operations[watch_from:], ("flush_all",), ("close",)])
         finally:
+            bench.abandon()
             self.opened += bench.opened
             self.refused += bench.refused
             self.states = bench.states

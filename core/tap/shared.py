@@ -1,0 +1,22 @@
+"""What all connections of a tap have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.session import Session
+from core.tap.commits import Commits
+from core.tap.exports import Exports
+from core.tap.jobs import Jobs
+from core.tap.replies import Replies
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the connections of a tap share."""
+
+    session: Session
+    exports: Exports
+    commits: Commits
+    jobs: Jobs
+    replies: Replies

@@ -1,0 +1,155 @@
+"""Requests that change a VDI or make it durable: WRITE, TRIM, WRITE_ZEROES and FLUSH."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from core.errors import NoSpace, ParallaxError
+from core.tap.exports import MAX_DIRTY, Export
+from core.tap.jobs import Steps
+from core.tap.protocol import (
+    EINVAL,
+    ENOSPC,
+    ENOTSUP,
+    EPERM,
+    FLAG_FAST_ZERO,
+    FLAG_FUA,
+    FLAG_NO_HOLE,
+)
+from core.tap.replies import errno_of
+from core.tap.shared import Shared
+from core.vdi import Vdi
+
+if TYPE_CHECKING:
+    from core.tap.transmission import Transmission
+
+_STEP: Final = 4 << 20
+"""Bytes of a long request that are dealt with before others have a turn."""
+
+
+class Writes:
+    """Changes one connection's VDI; a snapshot's requests are refused here.
+
+    Args:
+        connection: whose requests they are.
+        shared: what carries them out.
+        export: what is changed.
+    """
+
+    def __init__(self, connection: Transmission, shared: Shared, export: Export) -> None:
+        """Change nothing yet."""
+        self._connection = connection
+        self._shared = shared
+        self._replies = shared.replies
+        self._export = export
+        self._vdi = export.vdi
+
+    def write_many(self, writes: list[tuple[int, memoryview]], cookies: list[int]) -> None:
+        """Carry out a run of writes and empty both lists."""
+        vdi, replies, counts = self._vdi, self._replies, self._connection.counts
+        assert vdi is not None
+        counts.writes += len(writes)
+        counts.bytes_written += sum([len(part) for _, part in writes])
+        errors: list[ParallaxError | None]
+        try:
+            errors = vdi.write_many(writes)
+        except ParallaxError as error:
+            errors = [error] * len(writes)
+        for cookie, failure in zip(cookies, errors, strict=True):
+            replies.simple(cookie, errno_of(failure) if failure else 0)
+        writes.clear()
+        cookies.clear()
+        if vdi.map.dirty > MAX_DIRTY:
+            self._shared.exports.settle(self._export)
+
+    def write(self, cookie: int, offset: int, part: memoryview, flags: int) -> None:
+        """WRITE, when it has flags or is wrong."""
+        if self._may_change(cookie, offset, len(part), flags & ~FLAG_FUA):
+            self._connection.counts.writes += 1
+            self._connection.counts.bytes_written += len(part)
+            self._change(cookie, flags, lambda vdi: vdi.write(offset, part))
+
+    def trim(self, cookie: int, offset: int, length: int, flags: int) -> None:
+        """TRIM: give a range back."""
+        if self._may_change(cookie, offset, length, flags & ~FLAG_FUA):
+            self._change(cookie, flags, lambda vdi: vdi.trim(offset, length))
+
+    def write_zeroes(self, cookie: int, offset: int, length: int, flags: int) -> None:
+        """WRITE_ZEROES: as TRIM, which is fast, unless the zeros have to take space."""
+        unknown = flags & ~(FLAG_FUA | FLAG_NO_HOLE | FLAG_FAST_ZERO)
+        if not self._may_change(cookie, offset, length, unknown):
+            return
+        if not flags & FLAG_NO_HOLE:
+            self._change(cookie, flags, lambda vdi: vdi.trim(offset, length))
+        elif flags & FLAG_FAST_ZERO:
+            self._replies.simple(cookie, ENOTSUP)
+        else:
+            self._connection.later(self._allocating(cookie, offset, length, flags))
+
+    def _allocating(self, cookie: int, offset: int, length: int, flags: int) -> Steps:
+        """Write zeros that take space, some at a time."""
+        end = offset + length
+        for start in range(offset, end - _STEP, _STEP):
+            if not self._try(cookie, partial(Vdi.allocate_zeros, offset=start, length=_STEP)):
+                return
+            offset = start + _STEP
+            yield None
+        self._change(cookie, flags, lambda vdi: vdi.allocate_zeros(offset, end - offset))
+
+    def _may_change(self, cookie: int, offset: int, length: int, unknown: int) -> bool:
+        """Say whether a request to change a range makes sense; answer it if not."""
+        if self._vdi is None:
+            self._replies.simple(cookie, EPERM)
+        elif unknown or not length:
+            self._replies.simple(cookie, EINVAL)
+        elif offset + length > self._vdi.size:
+            self._replies.simple(cookie, ENOSPC)
+        else:
+            return True
+        return False
+
+    def _change(self, cookie: int, flags: int, change: Callable[[Vdi], None]) -> None:
+        """Change the VDI and answer, with FUA when the change is durable."""
+        if self._try(cookie, change):
+            if flags & FLAG_FUA:
+                self._when_durable(cookie)
+            else:
+                self._replies.simple(cookie)
+
+    def _try(self, cookie: int, change: Callable[[Vdi], None]) -> bool:
+        """Change the VDI; answer only when that fails. A full store gets a second chance."""
+        vdi, session = self._vdi, self._shared.session
+        assert vdi is not None
+        try:
+            try:
+                change(vdi)
+            except NoSpace:
+                if not session.make_room():
+                    raise
+                change(vdi)
+        except ParallaxError as error:
+            self._replies.simple(cookie, errno_of(error))
+            return False
+        if vdi.map.dirty > MAX_DIRTY:
+            self._shared.exports.settle(self._export)
+        return True
+
+    def flush(self, cookie: int, _offset: int, _length: int, _flags: int) -> None:
+        """FLUSH: answer when all that was answered before is durable."""
+        self._when_durable(cookie)
+
+    def _when_durable(self, cookie: int) -> None:
+        """Answer a request when all that was written to the VDI so far is durable."""
+        if self._vdi is None:
+            self._replies.simple(cookie)
+            return
+        self._connection.waiting += 1
+        self._shared.commits.add(self._vdi, partial(self._durable, cookie))
+
+    def _durable(self, cookie: int, error: ParallaxError | None) -> None:
+        """Answer a request that waited for a commit."""
+        if not self._connection.closed:
+            self._replies.simple(cookie, errno_of(error) if error else 0)
+            self._connection.answered()
