@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Final
 
 from core.device import BlockDevice
@@ -25,17 +27,26 @@ _SCRATCH: Final = 256 << 10
 class Jobs:
     """All jobs of a tap.
 
+    A few plain threads with a queue, not an executor: its futures would cost more than
+    the reads do.
+
     Args:
         device: where bytes are read ahead of a job.
         wake: callable from any thread; makes the loop call `run` soon.
     """
 
     def __init__(self, device: BlockDevice, wake: Callable[[], None]) -> None:
-        """Start no thread yet."""
+        """Start the threads that read."""
         self._device = device
         self._wake = wake
         self._ready: deque[Steps] = deque()
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="tap-read")
+        self._missing: SimpleQueue[tuple[Steps, WouldBlock] | None] = SimpleQueue()
+        self._threads = [
+            Thread(target=self._fetch_all, name=f"tap-read-{n}", daemon=True)
+            for n in range(_THREADS)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def ready(self) -> bool:
@@ -47,34 +58,36 @@ class Jobs:
         if needs is None:
             self._ready.append(steps)
         else:
-            self._pool.submit(self._fetch, steps, needs)
+            self._missing.put((steps, needs))
 
     def run(self) -> None:
         """Do one step of each job that is ready."""
         for _ in range(len(self._ready)):
             steps = self._ready.popleft()
-            try:
-                needs = next(steps)
-            except StopIteration:
-                continue
-            self.add(steps, needs)
+            with suppress(StopIteration):
+                self.add(steps, next(steps))
 
-    def _fetch(self, steps: Steps, needs: WouldBlock) -> None:
-        """Bring bytes into memory, on a thread; the job itself meets any error."""
-        scratch = memoryview(bytearray(min(needs.length, _SCRATCH)))
-        try:
-            for at in range(0, needs.length, _SCRATCH):
-                part = scratch[: min(_SCRATCH, needs.length - at)]
-                self._device.preadv(needs.offset + at, [part])
-        except ParallaxError:
-            pass
-        finally:
+    def _fetch_all(self) -> None:
+        """Bring bytes into memory, on a thread, until `close`."""
+        scratch = memoryview(bytearray(_SCRATCH))
+        while (wanted := self._missing.get()) is not None:
+            steps, needs = wanted
+            end = needs.offset + needs.length
+            with suppress(ParallaxError):  # which the job will meet as well
+                for at in range(needs.offset, end, _SCRATCH):
+                    self._device.preadv(at, [scratch[: min(_SCRATCH, end - at)]])
             self._ready.append(steps)
             self._wake()
 
     def close(self) -> None:
-        """Drop all jobs and end the threads."""
-        self._pool.shutdown(cancel_futures=True)
+        """Drop all jobs and end the threads, after the reads they are at."""
+        with suppress(Empty):
+            while True:
+                self._missing.get_nowait()
+        for _ in self._threads:
+            self._missing.put(None)
+        for thread in self._threads:
+            thread.join()
         for steps in self._ready:
             steps.close()
         self._ready.clear()

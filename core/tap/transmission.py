@@ -45,7 +45,7 @@ from core.tap.writes import Writes
 if TYPE_CHECKING:
     from core.tap.client import Client
 
-_BUFFER: Final = 256 << 10
+_BUFFER: Final = 128 << 10
 _BASE: Final = 4
 """Where the buffer's first request begins, so that the data behind its head is aligned."""
 _MAX_WAITING: Final = 256

@@ -389,7 +389,6 @@ def test_a_hundred_busy_clones_fit_into_80_mib(store: str) -> None:
             assert client.write(n * 4096, noise(64 << 10, n)) == 0
             assert client.call(p.CMD_FLUSH) == 0
         resident = resident_bytes(tap.process.pid)
-    print(resident / MIB)
     assert resident < 80 * MIB
 
 

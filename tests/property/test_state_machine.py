@@ -93,6 +93,18 @@ class StoreMachine(RuleBasedStateMachine):
     def flush(self, vdis: list[int]) -> None:
         self.bench.flush(*vdis)
 
+    @rule(vdis=st.lists(numbers, min_size=1, max_size=4))
+    def begin_commit(self, vdis: list[int]) -> None:
+        self.bench.begin(*vdis)
+
+    @rule(vdi=numbers, offset=offsets, length=lengths, seed=seeds)
+    def write_during_commit(self, vdi: int, offset: int, length: int, seed: int) -> None:
+        self.bench.commit_beside("write", vdi, offset, length, seed)
+
+    @rule(vdi=numbers)
+    def snapshot_during_commit(self, vdi: int) -> None:
+        self.bench.commit_beside("snapshot", vdi)
+
     @rule(room=st.integers(0, 12), vdi=numbers)
     def flush_without_room(self, room: int, vdi: int) -> None:
         self.bench.without_room(room, "flush", vdi)
@@ -150,11 +162,14 @@ class StoreMachine(RuleBasedStateMachine):
             self.bench.check()
 
     def teardown(self) -> None:
-        self.bench.flush_all()
-        assert self.bench.session.store.allocator._reserved == 0, "blocks stay reserved"
-        self.bench.reopen()
-        self.bench.check()
-        self.bench.close()
+        try:
+            self.bench.flush_all()
+            assert self.bench.session.store.allocator._reserved == 0, "blocks stay reserved"
+            self.bench.reopen()
+            self.bench.check()
+            self.bench.close()
+        finally:
+            self.bench.abandon()
 
 
 class WideMachine(StoreMachine):
