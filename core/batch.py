@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from core.errors import ParallaxError
+from core.errors import NoSpace, ParallaxError
 from core.format import BLOCK, BLOCK_MASK, BLOCK_SHIFT, WRITABLE, ZERO_BLOCK, blocks_for
 from core.image import Image
 
@@ -18,11 +18,21 @@ if TYPE_CHECKING:
 _OFFSET: Final = BLOCK - 1
 
 
+class _Fresh(NamedTuple):
+    """Whole blocks that get new places: the first virtual one, how many, and for whom."""
+
+    vblock: int
+    length: int
+    data: memoryview
+    request: int
+
+
 class WriteBatch:
     """The blocks of several writes, collected to be written in few long runs.
 
-    Fresh blocks are written before the map learns of them, so a write that fails changes
-    nothing there.
+    Blocks that the image owns are overwritten in place. All others get new places, next
+    to each other, and are written before the map learns of them, so a write that fails
+    changes nothing there.
 
     Args:
         image: what is written to.
@@ -41,36 +51,31 @@ class WriteBatch:
         self._map = image.map
         self._take = take
         self._keep_zeros = keep_zeros
-        self._pieces: list[tuple[int, memoryview, int]] = []
-        self._taken: set[int] = set()
+        self._in_place: list[tuple[int, memoryview, int]] = []
+        self._fresh: list[_Fresh] = []
+        self._touched: set[int] = set()
         self._failed: list[tuple[int, ParallaxError]] = []
-        self._updates: list[tuple[int, int, int, int]] = []
 
-    def add(self, number: int, offset: int, data: memoryview) -> None:
+    def add(self, request: int, offset: int, data: memoryview) -> None:
         """Add one write within the image; raises when there is no room for it."""
-        if not data:
-            return
         first = offset >> BLOCK_SHIFT
-        count = blocks_for(offset + len(data)) - first
-        if not self._taken.isdisjoint(range(first, first + count)):
-            self._write()
-        if (offset | len(data)) & _OFFSET:
-            data = self._whole(offset, data, count)
-        self._taken.update(range(first, first + count))
-        if count == 1:
-            self._add_block(number, first, data)
-            return
-        for run_first, run_count, zero in self._split(first, data):
-            at = (run_first - first) << BLOCK_SHIFT
-            part = data[at : at + (run_count << BLOCK_SHIFT)]
-            if zero:
-                self._map.trim(run_first, run_first + run_count)
-            else:
-                self._add_run(number, run_first, run_count, part)
+        if len(data) == BLOCK and not offset & _OFFSET:
+            if first in self._touched:
+                self._write()
+            self._touched.add(first)
+            self._add_block(request, first, data)
+        elif data:
+            count = blocks_for(offset + len(data)) - first
+            blocks = range(first, first + count)
+            if not self._touched.isdisjoint(blocks):
+                self._write()
+            if (offset | len(data)) & _OFFSET:
+                data = self._whole(offset, data, count)
+            self._touched.update(blocks)
+            self._add_blocks(request, first, data)
 
     def _whole(self, offset: int, data: memoryview, count: int) -> memoryview:
         """Return whole blocks: `data` with what is stored around it."""
-        self._write()
         whole = memoryview(bytearray(count << BLOCK_SHIFT))
         start = offset & ~_OFFSET
         for block in {start, start + ((count - 1) << BLOCK_SHIFT)}:
@@ -79,34 +84,30 @@ class WriteBatch:
         whole[offset - start : offset - start + len(data)] = data
         return whole
 
-    def _add_block(self, number: int, vblock: int, data: memoryview) -> None:
+    def _add_block(self, request: int, vblock: int, data: memoryview) -> None:
         entry = self._map.lookup(vblock)
-        if not self._keep_zeros and not data[0] and not data[_OFFSET] and bytes(data) == ZERO_BLOCK:
+        if not data[0] and not data[_OFFSET] and not self._keep_zeros and bytes(data) == ZERO_BLOCK:
             if entry:
                 self._map.trim(vblock, vblock + 1)
         elif entry & WRITABLE:
-            self._pieces.append((entry >> 1 & BLOCK_MASK, data, number))
+            self._in_place.append((entry >> 1 & BLOCK_MASK, data, request))
         else:
             self._map.prepare(vblock, 1)
-            [(block, _)] = self._take(1)
-            self._pieces.append((block, data, number))
-            self._updates.append((vblock, block, 1, number))
+            self._fresh.append(_Fresh(vblock, 1, data, request))
 
-    def _add_run(self, number: int, first: int, count: int, data: memoryview) -> None:
-        for run in self._map.lookup_range(first, count):
-            at = (run.first - first) << BLOCK_SHIFT
-            part = data[at : at + (run.length << BLOCK_SHIFT)]
-            if run.owned:
-                self._pieces.append((run.block, part, number))
+    def _add_blocks(self, request: int, first: int, data: memoryview) -> None:
+        for start, count, zero in self._split(first, data):
+            if zero:
+                self._map.trim(start, start + count)
                 continue
-            self._map.prepare(run.first, run.length)
-            vblock = run.first
-            for block, length in self._take(run.length):
-                size = length << BLOCK_SHIFT
-                self._pieces.append((block, part[:size], number))
-                self._updates.append((vblock, block, length, number))
-                part = part[size:]
-                vblock += length
+            for run in self._map.lookup_range(start, count):
+                at = (run.first - first) << BLOCK_SHIFT
+                part = data[at : at + (run.length << BLOCK_SHIFT)]
+                if run.owned:
+                    self._in_place.append((run.block, part, request))
+                else:
+                    self._map.prepare(run.first, run.length)
+                    self._fresh.append(_Fresh(run.first, run.length, part, request))
 
     def _split(self, first: int, data: memoryview) -> list[tuple[int, int, bool]]:
         """Split whole blocks into (first, count, all zeros)."""
@@ -125,26 +126,81 @@ class WriteBatch:
 
     def _write(self) -> None:
         """Write what was collected so far, then tell the map."""
-        pieces = sorted(self._pieces, key=lambda piece: piece[0])
+        if self._in_place:
+            self._write_in_place()
+        if self._fresh:
+            self._write_fresh()
+        self._touched.clear()
+
+    def _write_in_place(self) -> None:
+        pieces = sorted(self._in_place, key=_place)
+        self._in_place.clear()
         start = 0
         for end in range(1, len(pieces) + 1):
-            if end == len(pieces) or pieces[end][0] != pieces[end - 1][0] + (
-                len(pieces[end - 1][1]) >> BLOCK_SHIFT
-            ):
+            if end == len(pieces) or pieces[end][0] != _end(pieces[end - 1]):
                 run = pieces[start:end]
-                try:
-                    self._image.store.write([(run[0][0], [piece[1] for piece in run])])
-                except ParallaxError as error:
-                    self._failed += [(piece[2], error) for piece in run]
+                error = self._write_run(run[0][0], [data for _, data, _ in run])
+                if error is not None:
+                    self._failed += [(request, error) for _, _, request in run]
                 start = end
-        failed = {number for number, _ in self._failed}
-        unused: list[int] = []
-        for vblock, block, count, number in self._updates:
-            if number in failed:
-                unused += range(block, block + count)
+
+    def _write_fresh(self) -> None:
+        """Give all fresh blocks their places at once; one by one when space is short."""
+        fresh, self._fresh = self._fresh, []
+        try:
+            runs = self._take(sum(item.length for item in fresh))
+        except NoSpace as error:
+            if len(fresh) == 1:
+                self._failed.append((fresh[0].request, error))
+                return
+            for item in fresh:
+                self._fresh = [item]
+                self._write_fresh()
+            return
+        queue = iter(fresh)
+        rest: _Fresh | None = None
+        for block, length in runs:
+            part: list[_Fresh] = []
+            room = length
+            while room:
+                item = rest or next(queue)
+                rest = None
+                if item.length > room:
+                    item, rest = _cut(item, room)
+                part.append(item)
+                room -= item.length
+            self._place(block, part)
+
+    def _place(self, block: int, items: list[_Fresh]) -> None:
+        """Write items to blocks from `block` on, and map them."""
+        error = self._write_run(block, [item.data for item in items])
+        for item in items:
+            if error is None:
+                self._map.update(item.vblock, block, item.length)
             else:
-                self._map.update(vblock, block, count)
-        self._map.freed += unused
-        self._pieces.clear()
-        self._updates.clear()
-        self._taken.clear()
+                self._failed.append((item.request, error))
+                self._map.freed += range(block, block + item.length)
+            block += item.length
+
+    def _write_run(self, block: int, buffers: list[memoryview]) -> ParallaxError | None:
+        try:
+            self._image.store.write(block, buffers)
+        except ParallaxError as error:
+            return error
+        return None
+
+
+def _place(piece: tuple[int, memoryview, int]) -> int:
+    return piece[0]
+
+
+def _end(piece: tuple[int, memoryview, int]) -> int:
+    """Return the block behind a piece."""
+    return piece[0] + (len(piece[1]) >> BLOCK_SHIFT)
+
+
+def _cut(item: _Fresh, count: int) -> tuple[_Fresh, _Fresh]:
+    """Split an item after its first `count` blocks."""
+    size = count << BLOCK_SHIFT
+    rest = _Fresh(item.vblock + count, item.length - count, item.data[size:], item.request)
+    return _Fresh(item.vblock, count, item.data[:size], item.request), rest

@@ -284,10 +284,9 @@ class Blockstore:
 
     # -- writing -----------------------------------------------------------------------
 
-    def write(self, runs: Sequence[tuple[int, Sequence[Buffer]]]) -> None:
-        """Write runs of whole blocks: (first block, its buffers one behind the other)."""
-        for block, buffers in runs:
-            self.device.pwritev(block << BLOCK_SHIFT, buffers)
+    def write(self, block: int, buffers: Sequence[Buffer]) -> None:
+        """Write whole blocks from `block` on, one buffer behind the other."""
+        self.device.pwritev(block << BLOCK_SHIFT, buffers)
 
     def queue(self, block: int, data: Buffer) -> None:
         """Have one metadata block written by the next `write_queued`; readable at once."""

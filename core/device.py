@@ -145,9 +145,10 @@ class FileDevice:
             WouldBlock: `wait` is false and some of the bytes are not in memory.
             IoFailed: the system could not read, or the device ends before.
         """
-        wanted = sum(map(len, buffers))
+        wanted = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
+        some = buffers if len(buffers) <= _IOV_MAX else buffers[:_IOV_MAX]
         try:
-            got = os.preadv(self._fd, buffers[:_IOV_MAX], offset, 0 if wait else self._nowait)
+            got = os.preadv(self._fd, some, offset, 0 if wait else self._nowait)
         except BlockingIOError:
             raise WouldBlock(offset, wanted) from None
         except OSError as error:

@@ -157,6 +157,9 @@ class RadixMap:
             WouldBlock: `wait` is false and a node on the path is not in memory.
             Corrupt: a node on the path is damaged.
         """
+        leaf = self._leaves.get(vblock >> FANOUT_SHIFT)
+        if leaf is not None:  # the flags in a dirty node are those of the whole path
+            return leaf[vblock & _SLOT]
         entry = owned = self.root
         dirty, young = self._dirty, self._cache.young
         for shift in _SHIFTS[self.height]:
@@ -308,6 +311,8 @@ class RadixMap:
             NoSpace: the store has no room for the nodes.
             Corrupt: a node on the path is damaged.
         """
+        if count == 1 and first >> FANOUT_SHIFT in self._leaves:
+            return
         for leaf in range(first >> FANOUT_SHIFT, ((first + count - 1) >> FANOUT_SHIFT) + 1):
             if leaf not in self._leaves:
                 self._make_dirty(0, leaf, False)

@@ -190,7 +190,8 @@ def bit_set_too_late(patch: Patch) -> None:
     def make_finish(finish: Any) -> Any:
         def late(self: commit.Commit) -> None:
             allocator = self._store.allocator
-            self._store.write([(b, [page]) for b, page in getattr(allocator, "late", [])])
+            for b, page in getattr(allocator, "late", []):
+                self._store.write(b, [page])
             allocator.late = []  # type: ignore[attr-defined]
             finish(self)
 
@@ -247,7 +248,7 @@ def child_after_parent(patch: Patch) -> None:
     def make_finish(finish: Any) -> Any:
         def late(self: commit.Commit) -> None:
             for block, data in getattr(self._store, "late", {}).items():
-                self._store.write([(block, [data])])
+                self._store.write(block, [data])
             finish(self)
 
         return late

@@ -355,7 +355,8 @@ def test_reading_needs_no_allocator_and_writing_does(path: str) -> None:
 def test_blocks_are_written_in_runs(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     a, b, c = noise(BLOCK, 1), noise(BLOCK, 2), noise(BLOCK, 3)
-    store.write([(70, [a, b]), (90, [c])])
+    store.write(70, [a, b])
+    store.write(90, [c])
     assert store.device.pread(70 * BLOCK, 2 * BLOCK) == a + b
     assert store.device.pread(90 * BLOCK, BLOCK) == c
     store.close()
@@ -399,7 +400,7 @@ def test_a_full_file_system_keeps_the_queue(
 def test_a_pointer_must_match_what_it_points_to(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     node = noise(BLOCK)
-    store.write([(100, [node])])
+    store.write(100, [node])
     good = pack_entry(100, node_check(node), True)
     assert bytes(store.node(good)) == node
     assert store.node(good & ~1) is store.node(good)
