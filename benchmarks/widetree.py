@@ -38,7 +38,8 @@ def _write_data(session: Session, vdi: Vdi) -> list[int]:
     """Write the blocks of one leaf; return its entries."""
     runs = vdi.take(FANOUT)
     blocks = list(chain.from_iterable(range(start, start + size) for start, size in runs))
-    session.store.write([(block, [block.to_bytes(8, "little") * 512]) for block in blocks])
+    for block in blocks:
+        session.store.write(block, [block.to_bytes(8, "little") * 512])
     return [pack_entry(block, 0, False) for block in blocks]
 
 

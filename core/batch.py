@@ -115,7 +115,10 @@ class WriteBatch:
         if self._keep_zeros:
             return [(first, count, False)]
         words = np.frombuffer(data, np.uint64).reshape(count, -1)
-        zero = np.bitwise_or.reduce(words, axis=1) == 0
+        zero = words[:, 0] == 0  # most blocks that hold something show it at once
+        maybe = np.flatnonzero(zero)
+        if maybe.size:
+            zero[maybe] = np.bitwise_or.reduce(words[maybe], axis=1) == 0
         edges = [0, *(np.flatnonzero(zero[1:] != zero[:-1]) + 1).tolist(), count]
         return [(first + low, high - low, bool(zero[low])) for low, high in pairwise(edges)]
 

@@ -3,7 +3,7 @@
 A class stands for one answer to "what should the caller do now?", so each carries the
 exit status of the command that fails with it and a short machine-readable code. The
 message says what was wrong and why; the hint says what to do next. Errno values exist
-only at the NBD protocol's edge (`core.tap.server`).
+only at the NBD protocol's edge (`core.tap.replies`).
 """
 
 from __future__ import annotations

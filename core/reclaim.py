@@ -8,7 +8,7 @@ blocks be handed out again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -24,7 +24,7 @@ from core.radix import RadixMap, blocks_of
 from core.registry import Registry
 
 
-def collect(store: Blockstore, locks: LockMaster) -> int:
+def collect(store: Blockstore, locks: LockMaster, reading: Iterable[RadixMap] = ()) -> int:
     """Free every unreachable block of the store and return how many there were.
 
     Call it with nothing dirty and no commit under way.
@@ -32,6 +32,7 @@ def collect(store: Blockstore, locks: LockMaster) -> int:
     Args:
         store: open for writing.
         locks: grants the deleted VDIs.
+        reading: trees that are read at the moment, whatever became of their snapshots.
 
     Raises:
         Corrupt: a record, a log page or a node cannot be read, so what it refers to is
@@ -44,13 +45,15 @@ def collect(store: Blockstore, locks: LockMaster) -> int:
         if isinstance(record, Corrupt):
             raise record
         records.append(record)
-    marked = mark(store, [record for record in records if record.state == LIVE])
+    marked = mark(store, [record for record in records if record.state == LIVE], reading)
     _retire(store, locks, [record for record in records if record.state == DELETED])
     return store.allocator.sweep(marked)
 
 
-def mark(store: Blockstore, records: list[VdiRecord]) -> NDArray[np.bool_]:
-    """Return one flag per block of the store: whether these VDIs need it.
+def mark(
+    store: Blockstore, records: Iterable[VdiRecord], reading: Iterable[RadixMap]
+) -> NDArray[np.bool_]:
+    """Return one flag per block of the store: whether these VDIs and trees need it.
 
     Raises:
         Corrupt: a log page or a node cannot be read.
@@ -60,18 +63,19 @@ def mark(store: Blockstore, records: list[VdiRecord]) -> NDArray[np.bool_]:
     def unmarked(_level: int, entry: int) -> bool:
         return not marked[entry >> 1 & BLOCK_MASK]
 
+    trees = list(reading)
     for record in records:
         marked[list(_log_blocks(store, record))] = True
-        trees = [RadixMap(store, record.root, record.height)]
+        trees.append(RadixMap(store, record.root, record.height))
         trees += [
             RadixMap(store, snapshot.root, snapshot.height)
             for snapshot in snaplog.snapshots(store, record)
         ]
-        for tree in trees:
-            for visit in tree.walk(enter=unmarked):
-                marked[visit.entry >> 1 & BLOCK_MASK] = True
-                if visit.level == 0:
-                    marked[blocks_of(visit.entries)] = True
+    for tree in trees:
+        for visit in tree.walk(enter=unmarked):
+            marked[visit.entry >> 1 & BLOCK_MASK] = True
+            if visit.level == 0:
+                marked[blocks_of(visit.entries)] = True
     return marked
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from threading import Event
 from typing import Final
+from weakref import WeakSet
 
 from core import snaplog
 from core.blockstore import DEFAULT_CACHE, Blockstore, Mode
@@ -93,6 +94,7 @@ class Session:
         self._names: dict[str, int] | None = None
         self._free_ids = self.registry.free_ids()
         self._deleted: set[Snapshot] = set()
+        self._images: WeakSet[Image] = WeakSet()
 
     @classmethod
     def open(cls, path: str, mode: Mode = "write", cache: int = DEFAULT_CACHE) -> Session:
@@ -177,8 +179,13 @@ class Session:
         return None
 
     def image(self, snapshot: Snapshot) -> Image:
-        """Return the contents of a snapshot, for reading."""
-        return Image(self.store, snapshot.root, snapshot.height, snapshot.size)
+        """Return the contents of a snapshot, for reading.
+
+        As long as it is in use, this session frees none of its blocks.
+        """
+        image = Image(self.store, snapshot.root, snapshot.height, snapshot.size)
+        self._images.add(image)
+        return image
 
     @contextmanager
     def reading(self, snapshot: Snapshot) -> Iterator[Image]:
@@ -513,7 +520,7 @@ class Session:
             if allocator.free == before and not self._collected:
                 self._collected = True
                 self.commit(self.open_vdis)
-                collect(self.store, self._locks)
+                collect(self.store, self._locks, [image.map for image in self._images])
                 self._free_ids = self.registry.free_ids()
         except (Corrupt, NoSpace):
             pass  # what a damaged block refers to is not known to be free

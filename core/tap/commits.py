@@ -60,8 +60,8 @@ class Commits:
             try:
                 pending.finish()
             except ParallaxError as failure:
-                pass
-            _answer(group, None)
+                error = failure
+            _answer(group, error)
         while self._waiting and self._running is None:
             self._group, self._waiting = self._waiting, []
             self._begin()
@@ -73,7 +73,7 @@ class Commits:
             pending = self._session.begin_commit(vdis.values())
         except ParallaxError as error:
             group, self._group = self._group, []
-            _answer(group, None)
+            _answer(group, error)
             return
         self._synced = False
         self._running = pending

@@ -301,6 +301,19 @@ def test_a_client_that_reads_late_gets_everything(connect: Connect) -> None:
         assert client.reply(MIB).payload == CONTENTS[:MIB]
 
 
+def test_replies_that_come_while_others_are_being_sent_keep_out_of_them(connect: Connect) -> None:
+    client = connect("golden")
+    sent = {}
+    for _ in range(60):
+        sent[client.send(p.CMD_FLUSH)] = 0
+        sent[client.send(p.CMD_READ, 0, MIB)] = MIB
+    for _ in range(len(sent)):
+        magic, error, cookie = struct.unpack(">IIQ", client.receive(16))
+        assert (magic, error) == (p.SIMPLE_MAGIC, 0)
+        assert client.receive(sent.pop(cookie)) in (b"", CONTENTS[:MIB])
+    assert not sent
+
+
 def test_disc_ends_the_connection(connect: Connect) -> None:
     client = connect("golden")
     client.send(p.CMD_DISC)

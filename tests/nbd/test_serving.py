@@ -115,20 +115,20 @@ class Broken:
 def test_after_a_failed_flush_nothing_is_acknowledged(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    serving = tap_in_thread(store)
-    tap, unix = serving.__enter__()
-    with RawClient(unix) as client:
+    with ExitStack() as serving:
+        tap, unix = serving.enter_context(tap_in_thread(store))
         flush = Broken(tap._session.store.device.flush, IoFailed("the disk is gone"))
         monkeypatch.setattr(tap._session.store.device, "flush", flush)
-        client.go("clone").write(0, b"lost")
-        flush.fail = True
-        assert client.call(p.CMD_FLUSH) == p.EIO
-        flush.fail = False
-        assert client.call(p.CMD_FLUSH) == p.EIO
-        assert client.write(0, b"more") == p.EIO
-        assert client.read(8192, 4) == CONTENTS[8192:8196]
-    with pytest.raises(IoFailed, match="the disk is gone"):
-        serving.__exit__(None, None, None)
+        with RawClient(unix) as client:
+            client.go("clone").write(0, b"lost")
+            flush.fail = True
+            assert client.call(p.CMD_FLUSH) == p.EIO
+            flush.fail = False
+            assert client.call(p.CMD_FLUSH) == p.EIO
+            assert client.write(0, b"more") == p.EIO
+            assert client.read(8192, 4) == CONTENTS[8192:8196]
+        with pytest.raises(IoFailed, match="the disk is gone"):
+            serving.close()
     assert contents_of(store, "clone") == CONTENTS
 
 

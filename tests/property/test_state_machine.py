@@ -178,10 +178,10 @@ class WideMachine(StoreMachine):
     extent_blocks = 1 << 16
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(0)  # the long profile takes hours
 class TestStore(StoreMachine.TestCase):  # type: ignore[misc]
     """The machine, as often and as long as the profile of the run says."""
-
-    pytestmark = pytest.mark.slow
 
 
 class TestStoreQuickly(StoreMachine.TestCase):  # type: ignore[misc]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 import sys
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from support.memory import MemoryDevice, Pages, RecordingDevice
 from support.model import Disk, SnapshotModel, VdiModel, old_or_new, read_disk
 from support.reader import Violation
+from support.syncing import Syncing
 
 from core.blockstore import Blockstore, format_device
 from core.check import check_store
@@ -42,54 +42,6 @@ def empty_store(extent_blocks: int = 64, extents: int = 6) -> Pages:
 def contents(length: int, seed: int) -> bytes:
     """Bytes that no other seed makes; zeros for seed 0."""
     return random.Random(seed).randbytes(length) if seed else bytes(length)
-
-
-class Syncing:
-    """The second thread of a commit, stopped after the first flush until `end`.
-
-    Only one of the two threads runs at any time.
-    """
-
-    def __init__(self, device: RecordingDevice, pending: PendingCommit) -> None:
-        self._device = device
-        self._flush = device.flush
-        self._stopped = threading.Event()
-        self._go = threading.Event()
-        self._abandoned = False
-        self._error: BaseException | None = None
-        device.flush = self._flush_and_stop  # type: ignore[method-assign]
-        self._thread = threading.Thread(target=self._run, args=[pending], daemon=True)
-        self._thread.start()
-        self._stopped.wait()
-
-    def _run(self, pending: PendingCommit) -> None:
-        try:
-            pending.sync()
-        except BaseException as error:
-            self._error = error
-        finally:
-            self._stopped.set()
-
-    def _flush_and_stop(self) -> None:
-        self._flush()
-        del self._device.flush  # type: ignore[method-assign]
-        self._stopped.set()
-        self._go.wait()
-        if self._abandoned:
-            raise SystemExit
-
-    def end(self) -> None:
-        """Let the thread do the rest, and raise what went wrong there."""
-        self._go.set()
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-
-    def abandon(self) -> None:
-        """Stop the thread where it is."""
-        self._abandoned = True
-        self._go.set()
-        self._thread.join()
 
 
 def _ignore() -> None:
