@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from core import blockstore
+from core import mkfs
 from core.format import MIN_EXTENTS
 from core.session import Session
 from core.transfer import fill
@@ -77,7 +77,7 @@ class Workspace:
         extent = 64 << 20
         while extent * (MIN_EXTENTS - 1) < 2 * self.size + (1 << 30):
             extent *= 2
-        blockstore.create(str(path), extent, MIN_EXTENTS)
+        mkfs.create(str(path), extent, MIN_EXTENTS)
         return path
 
     @cached_property

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from core.blockstore import Blockstore
 from core.errors import BadRequest
-from core.format import BLOCK, BLOCK_MASK, BLOCK_SHIFT, ZERO_BLOCK, blocks_for
+from core.format import BLOCK, BLOCK_SHIFT, ZERO_BLOCK, blocks_for
 from core.radix import RadixMap, Run
 
 _OFFSET: Final = BLOCK - 1
@@ -65,8 +65,7 @@ class Image:
         if length == BLOCK and not offset & _OFFSET and 0 <= offset <= self.size - BLOCK:
             entry = self.map.lookup(offset >> BLOCK_SHIFT, wait)
             if entry:
-                block = entry >> 1 & BLOCK_MASK
-                self._device.preadv(block << BLOCK_SHIFT, (buffer,), wait)
+                self._device.preadv(entry >> 1 << BLOCK_SHIFT, (buffer,), wait)
             else:
                 buffer[:] = ZERO_BLOCK
             return

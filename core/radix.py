@@ -98,6 +98,8 @@ class _Scope(NamedTuple):
 
 
 _WHATEVER_IS_LEFT: Final = _Scope(damaged=lambda *_: None)
+_NO_LEAF: Final = empty_node().toreadonly()
+_KNOWN_MOST: Final = 4096
 _NOTHING: Final[Entries] = np.zeros(FANOUT, np.uint64)
 _NOTHING.flags.writeable = False
 
@@ -134,6 +136,8 @@ class RadixMap:
         self._cache = store.nodes
         self._dirty: dict[int, Node] = {}
         self._leaves: dict[int, Node] = {}
+        self._known: dict[int, tuple[Node, int]] = {}
+        self._known_at = 0
         self._pending = PENDING
 
     @property
@@ -157,19 +161,29 @@ class RadixMap:
             WouldBlock: `wait` is false and a node on the path is not in memory.
             Corrupt: a node on the path is damaged.
         """
-        leaf = self._leaves.get(vblock >> FANOUT_SHIFT)
-        if leaf is not None:  # the flags in a dirty node are those of the whole path
-            return leaf[vblock & _SLOT]
+        found = self._known.get(vblock >> FANOUT_SHIFT) or self._know(vblock, wait)
+        return found[0][vblock & _SLOT] & found[1]
+
+    def _know(self, vblock: int, wait: bool) -> tuple[Node, int]:
+        """Walk down to the leaf of a virtual block, and remember the way.
+
+        Returns:
+            Its entries, and a mask that clears their writable flags if it is not owned.
+        """
         entry = owned = self.root
-        dirty, young = self._dirty, self._cache.young
+        node = _NO_LEAF
         for shift in _SHIFTS[self.height]:
             if not entry:
-                return 0
-            key = entry >> 1
-            node = dirty.get(key) or young.get(key) or self._store.node(entry, wait)
-            entry = node[vblock >> shift & _SLOT]
+                return _NO_LEAF, 0
+            node = self._node(entry, wait)
             owned &= entry
-        return entry & -2 | owned & WRITABLE
+            entry = node[vblock >> shift & _SLOT]
+        if self._known_at != self._cache.turns or len(self._known) >= _KNOWN_MOST:
+            self._known.clear()
+            self._known_at = self._cache.turns
+        found = node, -1 if owned & WRITABLE else -2
+        self._known[vblock >> FANOUT_SHIFT] = found
+        return found
 
     def lookup_range(self, first: int, count: int, wait: bool = True) -> list[Run]:
         """Return the runs that make up `count` virtual blocks from `first` on, in order.
@@ -397,6 +411,7 @@ class RadixMap:
     def replace(self, root: int, height: int, mapped: int) -> None:
         """Take over another committed tree, which this VDI does not own; after `clear`."""
         self.root, self.height, self.mapped = root & ~WRITABLE, height, mapped
+        self._known.clear()
 
     def raise_to(self, height: int) -> None:
         """Add levels on top so that the tree can map more.
@@ -426,12 +441,14 @@ class RadixMap:
         allocator.release(unused)
         self._dirty.clear()
         self._leaves.clear()
+        self._known.clear()
 
     def abandon(self) -> None:
         """Forget every change since the last freeze and give its reservations back."""
         self._store.allocator.unreserve(len(self._dirty))
         self._dirty.clear()
         self._leaves.clear()
+        self._known.clear()
         self.freed.clear()
 
     def _freeze(self, entry: int, level: int, blocks: Iterator[int]) -> int:
@@ -453,6 +470,7 @@ class RadixMap:
         """Leave the whole tree to a snapshot: from now on every change copies."""
         self.root &= ~WRITABLE
         self.own = 0
+        self._known.clear()
 
     def _node(self, entry: int, wait: bool = True) -> Node:
         return self._dirty.get(entry >> 1) or self._store.node(entry, wait)
@@ -492,6 +510,7 @@ class RadixMap:
         assert parent is not None
         if level == 0:
             self._leaves[index] = parent
+            self._known[index] = parent, -1
         return parent
 
     def _copy(self, entry: int, owned: bool, node: Node | None) -> Node:
@@ -530,6 +549,7 @@ class RadixMap:
         What lies below a damaged node stays allocated: nobody knows what it is.
         """
         base = index << FANOUT_SHIFT * (level + 1)
+        self._known.clear()
         for visit in self._visit(level, base, entry, entry, 0, _WHATEVER_IS_LEFT):
             if visit.level == 0:
                 entries = visit.entries[visit.entries != 0]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core import snaplog
-from core.blockstore import Blockstore, write_superblock
+from core.blockstore import Blockstore
 from core.check import ALLOCATED, KEPT, SEEN, Checker, Loss, Report
 from core.errors import Corrupt, IoFailed
 from core.extent import read_header
@@ -33,6 +33,7 @@ from core.format import (
     VdiRecord,
 )
 from core.lock_master import LockMaster
+from core.mkfs import write_superblock
 from core.registry import Registry
 from core.session import Session
 from core.snaplog import SnapshotId

@@ -84,10 +84,10 @@ def mkfs() -> NoReturn:
 
 
 def _mkfs(_: Settings, words: list[str]) -> None:
-    from core import blockstore
+    from core import mkfs
 
     path, size, extents = words
-    blockstore.create(path, _number(size, "size in bytes"), _number(extents, "number of extents"))
+    mkfs.create(path, _number(size, "size in bytes"), _number(extents, "number of extents"))
 
 
 def vdi_create() -> NoReturn:

@@ -64,7 +64,7 @@ def create(settings: Settings, path: str, extent_size: int, extents: int, force:
 
     A file or device that already holds something is refused without --force.
     """
-    from core import blockstore
+    from core import mkfs
 
     check_geometry(extent_size, extents)
     if force and os.path.exists(path):
@@ -79,22 +79,22 @@ def create(settings: Settings, path: str, extent_size: int, extents: int, force:
     if settings.dry_run:
         _try_create(path, force)
     else:
-        sb = blockstore.create(path, extent_size, extents, force)
+        sb = mkfs.create(path, extent_size, extents, force)
         result["uuid"] = str(uuid.UUID(bytes=sb.uuid))
     what = f"{path}: {extents} extents of {human_size(extent_size)}"
     render.outcome(settings, "format", "formatted", what, {"store": result})
 
 
 def _try_create(path: str, force: bool) -> None:
-    """Refuse what `core.blockstore.create` would refuse, and leave the file alone."""
-    from core.blockstore import _refuse_contents
+    """Refuse what `core.mkfs.create` would refuse, and leave the file alone."""
+    from core.mkfs import refuse_contents
 
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.exists(path) and os.access(folder, os.W_OK):
         return
     with closing(FileDevice(path, True, "exclusive")) as device:
         if not force:
-            _refuse_contents(device)
+            refuse_contents(device)
 
 
 @store.command(examples=["plxsh store info", "plxsh -o json store info"])
@@ -150,13 +150,13 @@ def used_blocks(opened: Blockstore, extent: int) -> int:
 @pass_settings
 def grow(settings: Settings, extents: int) -> None:
     """Give the store more extents; nothing in it moves."""
-    from core import blockstore
+    from core import mkfs
 
     with closing(Blockstore.open(settings.store, "write")) as opened:
         old = opened.sb
     size = old.extent_blocks << BLOCK_SHIFT
     if not settings.dry_run:
-        blockstore.grow(settings.store, extents)
+        mkfs.grow(settings.store, extents)
     elif extents <= old.extents:
         raise BadRequest(
             f"{settings.store} has {old.extents} extents already", "a store grows, it cannot shrink"

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from core import blockstore
+from core import mkfs
 from core.check import check_store
 from core.session import Session
 
@@ -116,7 +116,7 @@ def test_contestants_take_turns() -> None:
 @pytest.mark.usefixtures("benchmark_modules")
 def test_wide_tree_is_a_sound_vdi(tmp_path: Path) -> None:
     store = tmp_path / "store.dat"
-    blockstore.create(str(store), 4 << 20, 6)
+    mkfs.create(str(store), 4 << 20, 6)
     with Session.open(str(store), "write") as session:
         record = module("widetree").create_mapped(session, "wide", 2)
         session.snapshot(record)

@@ -11,12 +11,13 @@ from support.memory import MemoryDevice, RecordingDevice
 from support.model import read_disk
 from support.workload import small_world
 
-from core import blockstore
-from core.blockstore import Blockstore, format_device
+from core import blockstore, mkfs
+from core.blockstore import Blockstore
 from core.check import check_store
 from core.errors import NotAStore
 from core.format import BLOCK, Superblock
 from core.lock_master import LockMaster
+from core.mkfs import format_device
 from core.session import Session
 
 EXTENT = 64
@@ -71,7 +72,7 @@ def test_growing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr(blockstore.Blockstore, "open", opened)
-        blockstore.grow("memory", EXTENTS + 3)
+        mkfs.grow("memory", EXTENTS + 3)
     device.cut()
     assert Superblock.unpack(device.durable[0]) == Superblock.unpack(device.durable[EXTENT - 1])
     sizes = set()

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from core import blockstore, snaplog
+from core import mkfs, snaplog
 from core.format import BLOCK, DELETED, MAX_VDI_SIZE, VERSION
 from core.image import Image
 from core.session import Session
@@ -57,7 +57,7 @@ def _same(byte: int) -> uuid.UUID:
 def example(path: str) -> None:
     """Make the store of the document: one VDI, two blocks of data, one snapshot."""
     with same_every_time():
-        blockstore.create(path, 64 * BLOCK, 6)
+        mkfs.create(path, 64 * BLOCK, 6)
         with Session.open(path) as session:
             record = session.create("demo", 3 * BLOCK)
             with session.opened(record) as vdi:
@@ -70,7 +70,7 @@ def example(path: str) -> None:
 def fixture(path: str) -> None:
     """Make a store with one of everything: see `version1.json` for what it holds."""
     with same_every_time():
-        blockstore.create(path, 64 * BLOCK, 6)
+        mkfs.create(path, 64 * BLOCK, 6)
         with Session.open(path) as session:
             base = session.create("base", 40 * BLOCK)
             with session.opened(base) as vdi:

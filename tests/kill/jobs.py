@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kill.tracing import PLXSH
 
-from core import blockstore
+from core import mkfs
 from core.format import BLOCK
 from core.session import Session
 
@@ -26,7 +26,7 @@ def noise(length: int, seed: int) -> bytes:
 
 def build_store(path: Path) -> None:
     """Make a small store that has all there can be: snapshots, a clone, changes on top."""
-    blockstore.create(str(path), EXTENT, EXTENTS)
+    mkfs.create(str(path), EXTENT, EXTENTS)
     with Session.open(str(path)) as session:
         base = session.create("base", 256 * KIB)
         with session.opened(base) as vdi:

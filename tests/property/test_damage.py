@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from core import blockstore
+from core import mkfs
 from core.check import check
 from core.errors import IoFailed, NotAStore
 from core.format import BLOCK, VdiRecord, entry_block
@@ -37,7 +37,7 @@ class Sound:
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Sound:
     """A store with VDIs, clones and a long snapshot log, and the contents of its VDIs."""
     path = tmp_path_factory.mktemp("damage") / "store"
-    blockstore.create(str(path), EXTENT, EXTENTS)
+    mkfs.create(str(path), EXTENT, EXTENTS)
     rng = random.Random(1)
     with Session.open(str(path)) as session:
         gold = session.create("gold", 5 << 20)

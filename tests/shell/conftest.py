@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from core import blockstore
+from core import mkfs
 from core.session import Session
 from plxsh.__main__ import run
 
@@ -75,7 +75,7 @@ def empty(
 ) -> Plx:
     """An empty store."""
     plx = Plx(tmp_path, capfd)
-    blockstore.create(str(plx.path), 1 << 20, 6)
+    mkfs.create(str(plx.path), 1 << 20, 6)
     monkeypatch.setenv("PARALLAX_STORE", str(plx.path))
     return plx
 

@@ -6,13 +6,13 @@ import uuid
 from dataclasses import replace
 from pathlib import Path
 
-from core import blockstore
+from core import mkfs
 from core.session import Session
 
 
 def store_of_clones(path: Path, count: int) -> None:
     """Make a store with VDI 0, `base`, and `count` clones of its snapshot `base@clean`."""
-    blockstore.create(str(path), 128 << 20, 6)
+    mkfs.create(str(path), 128 << 20, 6)
     with Session.open(str(path)) as session:
         base = session.create("base", 1 << 30)
         with session.opened(base) as vdi:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from shell.conftest import Plx
 
-from core import blockstore
+from core import mkfs
 from core.device import FileDevice
 from plxsh.dry_run import Overlay
 
@@ -72,7 +72,7 @@ def test_store_grow_and_create_come_true(plx: Plx) -> None:
 
 def test_the_overlay_reads_back_what_was_written(tmp_path: Path) -> None:
     path = tmp_path / "store.dat"
-    blockstore.create(str(path), 1 << 20, 6)
+    mkfs.create(str(path), 1 << 20, 6)
     before = path.read_bytes()
     overlay = Overlay(FileDevice(str(path)))
     overlay.pwritev(4000, [b"x" * 200, b"y" * 9000])

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from support.memory import MemoryDevice
 
-from core import blockstore
-from core.blockstore import Blockstore, format_device
+from core import mkfs
+from core.blockstore import Blockstore
 from core.format import BLOCK, VdiRecord
 from core.lock_master import LockMaster
+from core.mkfs import format_device
 from core.session import Session
 
 EXTENT = 64
@@ -21,7 +22,7 @@ EXTENTS = 6
 def small_store(folder: Path, extent: int = EXTENT, extents: int = EXTENTS) -> str:
     """Format a store of `extents` extents of `extent` blocks; return its path."""
     path = str(folder / "store")
-    blockstore.create(path, extent * BLOCK, extents)
+    mkfs.create(path, extent * BLOCK, extents)
     return path
 
 

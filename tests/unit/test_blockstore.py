@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from support.stores import EXTENT, EXTENTS, noise, open_store, peek, poke, small_store
 
-from core import blockstore
-from core.blockstore import Blockstore, NodeCache, create, empty_node, grow
+from core import blockstore, mkfs
+from core.blockstore import Blockstore, NodeCache, empty_node
 from core.device import FileDevice
 from core.errors import (
     BadRequest,
@@ -28,6 +28,7 @@ from core.errors import (
 from core.extent import read_bitmap, read_header
 from core.format import BLOCK, Superblock, node_check, pack_entry
 from core.lock_master import LockMaster
+from core.mkfs import create, grow
 
 SIZE = EXTENT * BLOCK
 
@@ -484,7 +485,7 @@ def test_a_growth_cut_off_before_the_superblock_changes_nothing(
     def cut_off(*_: object) -> None:
         raise IoFailed("power cut")
 
-    monkeypatch.setattr(blockstore, "write_superblock", cut_off)
+    monkeypatch.setattr(mkfs, "write_superblock", cut_off)
     old = opened(path).sb
     with pytest.raises(IoFailed):
         grow(path, 9)

@@ -21,6 +21,7 @@ ORDER = (
     "device",
     "extent",
     "blockstore",
+    "mkfs",
     "radix",
     "snaplog",
     "registry",

@@ -1,0 +1,154 @@
+"""Making a blockstore in a file or device, and giving it more extents."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from typing import Final
+
+from core.blockstore import Blockstore
+from core.device import BlockDevice, FileDevice, io_error
+from core.errors import BadRequest
+from core.extent import pristine
+from core.format import BLOCK_SHIFT, SUPERBLOCK_MAGIC, Superblock, check_geometry
+
+
+def format_device(device: BlockDevice, extent_size: int, extents: int) -> Superblock:
+    """Write an empty store to a device that reads as zeros; the superblock comes last.
+
+    Args:
+        device: writable, at least as large as the store.
+        extent_size: bytes, a power of two.
+        extents: how many, the system extent included.
+
+    Raises:
+        BadRequest: there can be no such store.
+    """
+    check_geometry(extent_size, extents)
+    sb = Superblock(
+        uuid.uuid4().bytes, extent_size >> BLOCK_SHIFT, extents, created_ns=time.time_ns()
+    )
+    for extent in range(1, extents):
+        writes = pristine(sb, extent)
+        device.pwritev(writes[0][0] << BLOCK_SHIFT, [data for _, data in writes])
+    write_superblock(device, sb)
+    return sb
+
+
+def write_superblock(device: BlockDevice, sb: Superblock) -> None:
+    """Replace the superblock, its copy first, so that one of them is valid at any time."""
+    block = sb.pack()
+    device.flush()
+    device.pwritev(sb.copy_block << BLOCK_SHIFT, [block])
+    device.flush()
+    device.pwritev(0, [block])
+    device.flush()
+
+
+def create(path: str, extent_size: int, extents: int, force: bool = False) -> Superblock:
+    """Format a file (made if missing, sparse) or a block device.
+
+    Args:
+        path: the file or device.
+        extent_size: bytes, a power of two.
+        extents: how many extents, at least 6.
+        force: format it even if it already holds something.
+
+    Raises:
+        BadRequest: it holds data and `force` is not set, or there can be no such store.
+        InUse: it is a store that someone has open.
+        NoSpace: the device is too small or the file system is full.
+    """
+    check_geometry(extent_size, extents)
+    made = False
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        made = True
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise io_error(error, f"cannot create {path}") from error
+    try:
+        device = FileDevice(path, True, "exclusive")
+        try:
+            if not force:
+                refuse_contents(device)
+            device.resize(extent_size * extents)
+            if not made:
+                device.discard(0, device.size)
+            sb = format_device(device, extent_size, extents)
+        finally:
+            device.close()
+        _sync_folder(path)
+    except BaseException:
+        if made:
+            os.unlink(path)
+        raise
+    return sb
+
+
+def _sync_folder(path: str) -> None:
+    """Make the name of a new file durable."""
+    folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+_SIGNATURES: Final = (
+    (0, SUPERBLOCK_MAGIC, "a blockstore"),
+    (0x438, b"\x53\xef", "an ext2, ext3 or ext4 file system"),
+    (0, b"XFSB", "an XFS file system"),
+    (0x10040, b"_BHRfS_M", "a btrfs file system"),
+    (0x200, b"EFI PART", "a partition table"),
+    (0x1FE, b"\x55\xaa", "a partition table or a boot sector"),
+    (0x218, b"LVM2 001", "an LVM physical volume"),
+    (0, b"LUKS\xba\xbe", "a LUKS volume"),
+    (0, b"QFI\xfb", "a qcow2 image"),
+)
+_LOOK: Final = 1 << 20
+
+
+def refuse_contents(device: FileDevice) -> None:
+    """Refuse to format what already holds something, and say what it looks like."""
+    start = device.pread(0, min(_LOOK, device.size)) if device.size else b""
+    if start.count(0) == len(start):
+        end = min(_LOOK, device.size)
+        start = device.pread(device.size - end, end) if end else b""
+        if start.count(0) == len(start):
+            return
+    what = next(
+        (name for at, magic, name in _SIGNATURES if start[at : at + len(magic)] == magic), "data"
+    )
+    raise BadRequest(
+        f"{device.name} already holds {what}", "use --force to overwrite it; that cannot be undone"
+    )
+
+
+def grow(path: str, extents: int) -> Superblock:
+    """Give a store more extents; nothing that is in it moves.
+
+    Raises:
+        BadRequest: it has that many already.
+        InUse: someone has the store open.
+        NoSpace: the device is too small or the file system is full.
+    """
+    store = Blockstore.open(path, "write")
+    try:
+        old = store.sb
+        if extents <= old.extents:
+            raise BadRequest(
+                f"{path} has {old.extents} extents already", "a store grows, it cannot shrink"
+            )
+        check_geometry(old.extent_blocks << BLOCK_SHIFT, extents)
+        new = old.grown(extents)
+        store.device.resize(new.size)
+        for extent in range(old.extents, extents):
+            writes = pristine(new, extent)
+            store.device.pwritev(writes[0][0] << BLOCK_SHIFT, [data for _, data in writes])
+        write_superblock(store.device, new)
+        return new
+    finally:
+        store.close()
