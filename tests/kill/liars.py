@@ -15,7 +15,7 @@ from core.device import FileDevice
 from core.session import Session
 from core.tap.commits import Commits
 from core.tap.server import serve
-from core.tap.transmission import Transmission
+from core.tap.writes import Writes
 
 
 def answer_at_once(_commits: Commits, _vdi: Any, done: Callable[[None], None]) -> None:
@@ -42,10 +42,10 @@ def leave_first_sync_out(commit: Any) -> None:
         commit._store.device.flush()
 
 
-def forget_fua(tap: Any, cookie: int, _flags: int, change: Callable[[Any], None]) -> None:
+def forget_fua(writes: Any, cookie: int, _flags: int, change: Callable[[Any], None]) -> None:
     """A FUA write is answered like any other."""
-    if tap._try(cookie, change):
-        tap._shared.replies.simple(cookie)
+    if writes._try(cookie, change):
+        writes._replies.simple(cookie)
 
 
 LIES: dict[str, tuple[type, str, Callable[..., None]]] = {
@@ -53,13 +53,14 @@ LIES: dict[str, tuple[type, str, Callable[..., None]]] = {
     "flush nothing": (FileDevice, "flush", flush_nothing),
     "leave the last sync out": (Commit, "sync", leave_last_sync_out),
     "leave the first sync out": (Commit, "sync", leave_first_sync_out),
-    "forget FUA": (Transmission, "_change", forget_fua),
+    "forget FUA": (Writes, "_change", forget_fua),
 }
 
 
 def main(lie: str, store: str, unix: str) -> None:
     """Serve a store and lie."""
     place, name, instead = LIES[lie]
+    assert hasattr(place, name), "a lie that replaces nothing is none"
     setattr(place, name, instead)
     with Session.open(store) as session:
         serve(session, unix=unix)

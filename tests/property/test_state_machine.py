@@ -21,7 +21,7 @@ from support.bench import empty_store
 from support.crash import CrashBench
 from support.reader import Violation
 
-from core.errors import Corrupt
+from core.errors import ParallaxError
 from core.format import BLOCK
 
 K = 1024
@@ -208,7 +208,7 @@ class TestWideStore(WideMachine.TestCase):  # type: ignore[misc]
 )
 def test_a_planted_bug_is_noticed(bug: bugs.Bug, monkeypatch: pytest.MonkeyPatch) -> None:
     bug(monkeypatch)
-    with pytest.raises((AssertionError, Violation, Corrupt)):
+    with pytest.raises((AssertionError, Violation, ParallaxError)):
         run_state_machine_as_test(
             StoreMachine,
             settings=settings(

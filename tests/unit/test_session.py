@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.stores import live, noise, peek, poke, small_store, write
 
+from core import mkfs
 from core.blockstore import Blockstore
 from core.errors import BadRequest, Fenced, InUse, IoFailed, NoSpace, NotFound, ReadOnly
 from core.extent import read_bitmap
@@ -589,3 +591,35 @@ def test_an_id_given_again_after_collection_is_a_snapshot_like_any_other(tmp_pat
             pytest.fail("the block was not used again")
         session.create("clone", parent=session.find_snapshot(f"{record.name}@t"))
         session.delete_snapshot(session.find_snapshot(f"{record.name}@t"))
+
+
+def test_a_snapshot_that_is_read_is_not_collected(tmp_path: Path) -> None:
+    path = str(tmp_path / "store")
+    mkfs.create(path, 64 * BLOCK, 6)
+    with Session.open(path) as session:
+        record = session.create("a", 40 * BLOCK)
+        with session.opened(record) as vdi:
+            vdi.write(0, bytes([1]) * 40 * BLOCK)
+        snapshot = session.find_snapshot(str(session.snapshot(record)))
+        image = session.image(snapshot)
+        with session.opened(record) as vdi:
+            vdi.write(0, bytes([2]) * 40 * BLOCK)
+        session.delete_snapshot(snapshot)
+        session.make_room()
+        other = session.create("b", 200 * BLOCK)
+        with session.opened(other) as vdi, suppress(NoSpace):
+            vdi.write(0, bytes([3]) * 200 * BLOCK)
+        assert image.read(0, 40 * BLOCK) == bytes([1]) * 40 * BLOCK
+
+
+def test_reading_a_snapshot_that_is_deleted_meanwhile_is_an_error(path: str) -> None:
+    with Session.open(path) as session:
+        record = session.create("a", BLOCK)
+        session.snapshot(record, "s")
+    with Session.open(path, "read") as reader:
+        reading = reader.reading(reader.find_snapshot("a@s"))
+        assert reading.__enter__().read(0, BLOCK) == bytes(BLOCK)
+        with Session.open(path) as session:
+            session.delete_snapshot(session.find_snapshot("a@s"))
+        with pytest.raises(NotFound, match="while it was read"):
+            reading.__exit__(None, None, None)
