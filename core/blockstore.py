@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, Protocol
+from weakref import WeakSet
 
 from core.device import BlockDevice, Buffer, FileDevice, Lock
 from core.errors import BadRequest, Corrupt, IoFailed, NotAStore, NotFound, ParallaxError, ReadOnly
@@ -45,6 +46,13 @@ _NODE_COST: Final = BLOCK + 512
 _LOCKS: Final[dict[Mode, Lock]] = {"read": "none", "shared": "shared", "write": "exclusive"}
 
 
+class Follower(Protocol):
+    """Who remembers nodes of the cache."""
+
+    def forget(self) -> None:
+        """Let go of all nodes."""
+
+
 class NodeCache:
     """Committed nodes by their checked pointer, bounded in bytes.
 
@@ -59,7 +67,7 @@ class NodeCache:
     def __init__(self, limit: int = DEFAULT_CACHE) -> None:
         """Start empty."""
         self._half = max(16, limit // _NODE_COST // 2)
-        self.turns = 0
+        self._followers: WeakSet[Follower] = WeakSet()
         self.young: dict[int, Node] = {}
         self._old: dict[int, Node] = {}
 
@@ -72,12 +80,17 @@ class NodeCache:
                 self.put(key, node)
         return node
 
+    def follow(self, follower: Follower) -> None:
+        """Have `follower` told when a generation goes, so that it keeps no node alive."""
+        self._followers.add(follower)
+
     def put(self, key: int, node: Node) -> None:
         """Keep a node; it must never change again."""
         if len(self.young) >= self._half:
             self._old = self.young
             self.young = {}
-            self.turns += 1
+            for follower in self._followers:
+                follower.forget()
         self.young[key] = node
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Event
 
 from core.blockstore import Blockstore
 from core.errors import Fenced, IoFailed, NoSpace, ParallaxError
@@ -113,3 +114,38 @@ class Commit:
             self._store.allocator.settled()
         for change in self._changes:
             self._store.allocator.release(change.freed)
+
+
+class PendingCommit:
+    """A commit whose `sync` may run on another thread while this one goes on."""
+
+    def __init__(self, commit: Commit) -> None:
+        """Wrap a prepared commit."""
+        self._commit = commit
+        self._synced = Event()
+        self._finished = False
+        self.error: ParallaxError | None = None
+
+    def sync(self) -> None:
+        """Wait for the disk, on any thread; what fails is in `error`."""
+        self.error = IoFailed("a commit was interrupted", "open the store again")
+        try:
+            self._commit.sync()
+            self.error = None
+        except ParallaxError as error:
+            self.error = error
+        finally:
+            self._synced.set()
+
+    def finish(self) -> None:
+        """Wait for `sync`, then free what was superseded; a second call does nothing.
+
+        Raises:
+            IoFailed, Fenced: what went wrong in `sync`.
+        """
+        self._synced.wait()
+        if self.error is not None:
+            raise self.error
+        if not self._finished:
+            self._finished = True
+            self._commit.finish()

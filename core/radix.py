@@ -99,7 +99,6 @@ class _Scope(NamedTuple):
 
 _WHATEVER_IS_LEFT: Final = _Scope(damaged=lambda *_: None)
 _NO_LEAF: Final = empty_node().toreadonly()
-_KNOWN_MOST: Final = 4096
 _NOTHING: Final[Entries] = np.zeros(FANOUT, np.uint64)
 _NOTHING.flags.writeable = False
 
@@ -137,7 +136,6 @@ class RadixMap:
         self._dirty: dict[int, Node] = {}
         self._leaves: dict[int, Node] = {}
         self._known: dict[int, tuple[Node, int]] = {}
-        self._known_at = 0
         self._pending = PENDING
 
     @property
@@ -178,9 +176,8 @@ class RadixMap:
             node = self._node(entry, wait)
             owned &= entry
             entry = node[vblock >> shift & _SLOT]
-        if self._known_at != self._cache.turns or len(self._known) >= _KNOWN_MOST:
-            self._known.clear()
-            self._known_at = self._cache.turns
+        if not self._known:
+            self._cache.follow(self)
         found = node, -1 if owned & WRITABLE else -2
         self._known[vblock >> FANOUT_SHIFT] = found
         return found
@@ -226,6 +223,10 @@ class RadixMap:
             else Run(start, after - start, (key >> 1) + start, bool(key & 1))
             for start, after, key in zip(starts, starts[1:], keys, strict=False)
         ]
+
+    def forget(self) -> None:
+        """Let go of remembered leaves; the node cache calls this."""
+        self._known.clear()
 
     def walk(
         self,

@@ -11,14 +11,13 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from threading import Event
 from typing import Final
 from weakref import WeakSet
 
 from core import snaplog
 from core.blockstore import DEFAULT_CACHE, Blockstore, Mode
-from core.commit import Commit
-from core.errors import BadRequest, Corrupt, InUse, IoFailed, NoSpace, NotFound, ParallaxError
+from core.commit import PendingCommit
+from core.errors import BadRequest, Corrupt, InUse, NoSpace, NotFound, ParallaxError
 from core.format import (
     BLOCK,
     BLOCK_SHIFT,
@@ -38,41 +37,6 @@ from core.snaplog import Snapshot, SnapshotId
 from core.vdi import Vdi, prepare_commit
 
 _ID_LENGTH: Final = 24
-
-
-class PendingCommit:
-    """A commit whose `sync` may run on another thread while this one goes on."""
-
-    def __init__(self, commit: Commit) -> None:
-        """Wrap a prepared commit."""
-        self._commit = commit
-        self._synced = Event()
-        self._finished = False
-        self.error: ParallaxError | None = None
-
-    def sync(self) -> None:
-        """Wait for the disk, on any thread; what fails is in `error`."""
-        self.error = IoFailed("a commit was interrupted", "open the store again")
-        try:
-            self._commit.sync()
-            self.error = None
-        except ParallaxError as error:
-            self.error = error
-        finally:
-            self._synced.set()
-
-    def finish(self) -> None:
-        """Wait for `sync`, then free what was superseded; a second call does nothing.
-
-        Raises:
-            IoFailed, Fenced: what went wrong in `sync`.
-        """
-        self._synced.wait()
-        if self.error is not None:
-            raise self.error
-        if not self._finished:
-            self._finished = True
-            self._commit.finish()
 
 
 class Session:

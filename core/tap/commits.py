@@ -12,8 +12,9 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Thread
 
+from core.commit import PendingCommit
 from core.errors import ParallaxError
-from core.session import PendingCommit, Session
+from core.session import Session
 from core.vdi import Vdi
 
 logger = logging.getLogger(__name__)

@@ -20,12 +20,13 @@ from support.syncing import Syncing
 
 from core.blockstore import Blockstore
 from core.check import check_store
+from core.commit import PendingCommit
 from core.errors import NoSpace
 from core.format import BLOCK, BLOCK_SHIFT, LIVE, ZERO_BLOCK, Superblock, VdiRecord, blocks_for
 from core.image import Image
 from core.lock_master import LockMaster
 from core.mkfs import format_device
-from core.session import PendingCommit, Session
+from core.session import Session
 from core.snaplog import Snapshot, SnapshotId
 from core.vdi import Vdi
 

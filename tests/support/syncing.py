@@ -6,7 +6,7 @@ import threading
 
 from support.memory import RecordingDevice
 
-from core.session import PendingCommit
+from core.commit import PendingCommit
 
 
 class Syncing:
