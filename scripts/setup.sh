@@ -21,6 +21,7 @@ has() {
     case $1 in
         e2fsprogs) command -v mkfs.ext4 && command -v e2fsck && command -v debugfs ;;
         graphviz) command -v dot ;;
+        systemd) command -v systemd-analyze ;;
         libnbd-bin) command -v nbdcopy && command -v nbdinfo ;;
         python3-libnbd) /usr/bin/python3 -c 'import nbd' ;;
         qemu-system-x86) command -v qemu-system-x86_64 ;;
@@ -107,7 +108,7 @@ case ${1:-} in
     check) packages ;;
     demo) packages e2fsprogs graphviz qemu-utils ;;
     test)
-        packages make e2fsprogs fio graphviz libnbd-bin nbdkit python3-libnbd \
+        packages make e2fsprogs fio graphviz libnbd-bin nbdkit python3-libnbd systemd \
             qemu-system-x86 qemu-utils strace
         ;;
     venv)

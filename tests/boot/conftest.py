@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 KIT = Path(
     os.environ.get("PARALLAX_BOOTKIT", Path(__file__).parents[2].parent / "shared/tools/bootkit")
 )
+_QUIET: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "check": False}
 _NEEDED = ("build.sh", "boot.sh", "initramfs-init")
 
 
@@ -30,6 +32,8 @@ def boot_kit() -> Path:
 def guest(boot_kit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the guest: vmlinuz, initramfs.gz and root.img."""
     folder = tmp_path_factory.mktemp("guest")
+    if subprocess.run(["apt-cache", "show", "linux-image-cloud-amd64"], **_QUIET).returncode:
+        subprocess.run(["apt-get", "-qq", "update"], **_QUIET)
     built = subprocess.run(
         ["bash", boot_kit / "build.sh", folder],
         stdin=subprocess.DEVNULL,

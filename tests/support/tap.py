@@ -22,7 +22,7 @@ from core.tap.server import Tap
 MIB = 1 << 20
 CONTENTS = noise(MIB, "golden") + bytes(MIB) + noise(MIB, "end")
 """What `golden` and its snapshot hold: data, a hole, data."""
-TIMEOUT = 30.0
+TIMEOUT = 90.0  # a busy disk may take its time over a flush
 
 
 def make_store(folder: Path, blocks: int = 4096, extents: int = 6) -> str:
