@@ -118,10 +118,6 @@ class FileDevice:
             if lock != "none":
                 self._lock(lock)
             self.size = os.lseek(self._fd, 0, os.SEEK_END)
-            if writable:
-                # Read-ahead fills the page cache in large units, which small writes pay for
-                # (see `_PIECE`), and guests read ahead themselves.
-                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
         except BaseException:
             os.close(self._fd)
             raise
