@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 _CHUNK: Final = 16 << 10
 _TLS_ROUNDS: Final = 16
+_FEW: Final = 2
 _NOT_NOW: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -140,6 +141,10 @@ class Client:
         if events != self._events and self._open:
             self._events = events
             self._loop.change(self._fd, events)
+
+    def took(self, requests: int) -> None:
+        """Note how many requests came together."""
+        self._loop.gather = requests > _FEW
 
     def stop(self) -> None:
         """Take no more requests; those that were taken are answered."""

@@ -26,6 +26,10 @@ class Loop:
     """File descriptors and their handlers. Level triggered: what is not read comes again.
 
     `select.epoll` itself, not `selectors`: that makes an object of each event.
+
+    Attributes:
+        gather: requests come many at a time, so that sleeping until more are there costs
+            less than answering each as it comes.
     """
 
     def __init__(self) -> None:
@@ -35,6 +39,7 @@ class Loop:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._closing = RLock()
         self._soon = False
+        self.gather = False
         self.watch(self._wake, self._woken, READ)
 
     def watch(self, fd: int, handler: Handler, events: int) -> None:
@@ -71,7 +76,7 @@ class Loop:
         if ready or not timeout:
             return ready
         start = time.monotonic()
-        if self._soon:
+        if self._soon and not self.gather:
             while not ready and time.monotonic() - start < _LOOK:
                 ready = poll(0)
             self._soon = bool(ready)

@@ -250,6 +250,7 @@ class Transmission:
         self._make_room(need)
         counts = self.counts
         counts.requests += requests
+        client.took(requests)
         counts.reads += reads
         counts.bytes_read += bytes_read
         client.update()
