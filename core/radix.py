@@ -137,6 +137,7 @@ class RadixMap:
         self._leaves: dict[int, Node] = {}
         self._known: dict[int, tuple[Node, int]] = {}
         self._pending = PENDING
+        self._cache.follow(self)
 
     @property
     def dirty(self) -> int:
@@ -176,8 +177,6 @@ class RadixMap:
             node = self._node(entry, wait)
             owned &= entry
             entry = node[vblock >> shift & _SLOT]
-        if not self._known:
-            self._cache.follow(self)
         found = node, -1 if owned & WRITABLE else -2
         self._known[vblock >> FANOUT_SHIFT] = found
         return found
