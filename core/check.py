@@ -255,6 +255,7 @@ class Checker:
                 )
             elif found.sequence % 2 != slot:
                 return f"sequence {found.sequence} is in slot {slot}"
+        # mypy does not see that `in` rules None out
         if None not in slots and abs(slots[0].sequence - slots[1].sequence) != 1:  # type: ignore[union-attr]
             return "the sequence numbers of its two records are not one apart"
         if not 1 <= record.height <= MAX_HEIGHT:

@@ -210,6 +210,7 @@ class Vdi(Image):
 
     def amend(self, **fields: object) -> None:
         """Change fields of the record, already checked, at the next commit."""
+        # mypy cannot match names in a dict with the fields of a class
         self._edits = replace(self._edits or self.record, **fields)  # type: ignore[arg-type]
 
     # -- snapshots ---------------------------------------------------------------------

@@ -225,6 +225,7 @@ class Exports:
             except ParallaxError as error:
                 failure = failure or error
         if failure or self._session.store.failed:
+            # one of the two is an error, as the line above says
             raise failure or self._session.store.failed  # type: ignore[misc]
 
 
