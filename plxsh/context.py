@@ -79,24 +79,27 @@ class Settings:
         if (self.output == "table" or self.verbose) and not self.quiet:
             click.echo(text, err=True)
 
-    def confirm(self, loss: str) -> None:
-        """Ask before something that cannot be undone; does nothing with -y or -n.
+    def confirm(self, loss: str, typed: str = "") -> None:
+        """Ask before something that loses data; does nothing with -y or -n.
 
         Args:
-            loss: what would happen and what would be lost.
+            loss: what would happen, what would be lost, who depends on it; no full stop.
+            typed: for what can never be undone, the word that has to be typed; else y.
 
         Raises:
-            Interrupted: the answer is no.
+            Interrupted: the answer is no, or another word.
             BadRequest: there is no terminal to ask on.
         """
         if self.yes or self.dry_run:
             return
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
-            raise BadRequest(
-                f"{loss}: this cannot be undone and there is no terminal to ask on",
-                "say yes with 'plxsh -y ...'",
-            )
-        if not click.confirm(f"{loss}. Go on?", default=False, err=True):
+            raise BadRequest(f"{loss}, and there is no terminal to ask on", "-y says yes")
+        if typed:
+            question = f"{loss}. This cannot be undone. Type {typed} to go on"
+            sure = click.prompt(question, default="", show_default=False, err=True) == typed
+        else:
+            sure = click.confirm(f"{loss}. Go on?", default=False, err=True)
+        if not sure:
             raise Interrupted("not confirmed, nothing was changed")
 
 

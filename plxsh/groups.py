@@ -9,20 +9,32 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 import click
 
 from plxsh.context import Settings
 
 
-class Command(click.Command):
-    """A command with examples at the end of its help; a test runs every one of them."""
+Effect = Literal["looks", "changes", "destroys"]
+"""What a command does to a store or a file: nothing; something; lose data."""
 
-    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
-        """Remember the examples."""
+
+class Command(click.Command):
+    """A command with examples at the end of its help; a test runs every one of them.
+
+    Args:
+        examples: whole lines as they are typed at a shell's prompt.
+        effect: what `changes` has a dry run; what `destroys` is never suggested either.
+    """
+
+    def __init__(
+        self, *args: Any, examples: Sequence[str] = (), effect: Effect = "looks", **kwargs: Any
+    ) -> None:
+        """Remember the examples and the effect."""
         super().__init__(*args, **kwargs)
         self.examples = examples
+        self.effect = effect
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples as they are to be typed."""

@@ -22,6 +22,7 @@ has() {
         e2fsprogs) command -v mkfs.ext4 && command -v e2fsck && command -v debugfs ;;
         graphviz) command -v dot ;;
         systemd) command -v systemd-analyze ;;
+        man-db) command -v man && command -v groff ;;
         libnbd-bin) command -v nbdcopy && command -v nbdinfo ;;
         python3-libnbd) /usr/bin/python3 -c 'import nbd' ;;
         qemu-system-x86) command -v qemu-system-x86_64 ;;
@@ -108,8 +109,8 @@ case ${1:-} in
     check) packages ;;
     demo) packages e2fsprogs graphviz qemu-utils ;;
     test)
-        packages make e2fsprogs fio graphviz libnbd-bin nbdkit python3-libnbd systemd \
-            qemu-system-x86 qemu-utils strace
+        packages make e2fsprogs fio fish graphviz less libnbd-bin man-db nbdkit python3-libnbd \
+            systemd qemu-system-x86 qemu-utils strace zsh
         ;;
     venv)
         packages
