@@ -15,7 +15,6 @@ import click
 
 from plxsh.context import Settings
 
-
 Effect = Literal["looks", "changes", "destroys"]
 """What a command does to a store or a file: nothing; something; lose data."""
 
