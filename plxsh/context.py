@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import click
@@ -19,6 +20,8 @@ from core.errors import BadRequest, Interrupted, NotFound
 if TYPE_CHECKING:
     from core.blockstore import Blockstore, Mode
     from core.session import Session
+    from plxsh.interpreter import Interpreter
+    from plxsh.names import Names
 
 Output = Literal["table", "json", "yaml", "plain"]
 OUTPUTS: Final[tuple[Output, ...]] = get_args(Output)
@@ -29,16 +32,101 @@ CONFIG_FILES: Final = ("~/.config/parallax/parallax.toml", "/etc/parallax/parall
 
 @dataclass
 class Settings:
-    """The global options of one command line; `command` is the command that runs."""
+    """The global options of one command line, and what else its command may need.
 
-    store: str = DEFAULT_STORE
+    Args:
+        store: path of the blockstore.
+        output: form of the result; `form` is what was asked for, None for what fits.
+        dry_run: change nothing.
+        yes: do not ask.
+        quiet: no notes, no progress.
+        verbose: more of both.
+        no_color: no colours; `color` says whether standard output takes any.
+        command: the words of the command that runs, for its errors.
+        config: contents of the configuration file.
+        paged: long output may go to a pager.
+        vdi: UUID of the VDI that `use` selected, empty for none.
+        shell: the shell or script that the command is part of.
+    """
+
+    store: str = ""
+    form: Output | None = None
     output: Output = "plain"
     dry_run: bool = False
     yes: bool = False
     quiet: bool = False
     verbose: bool = False
+    no_color: bool = False
     color: bool = False
     command: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    paged: bool = True
+    vdi: str = ""
+    shell: Interpreter | None = None
+
+    def take(self, name: str, value: Any) -> None:
+        """Set a field to what an option says; options are read before anything else."""
+        if name == "output":
+            self.form = self.output = output_form(value)
+        else:
+            setattr(self, name, value)
+        if name == "no_color":
+            self.color = False
+
+    def configure(self, path: str | None) -> None:
+        """Read the configuration and take from it what no option has set.
+
+        Raises:
+            NotFound, BadRequest: see `load_config`, `configured` and `output_form`.
+        """
+        self.config = load_config(path)
+        self.store = self.store or configured(self.config, "blockstore", "data") or DEFAULT_STORE
+        form = configured(self.config, "shell", "output")
+        if self.form is None and form is not None:
+            self.form = output_form(form)
+
+    def look(self) -> None:
+        """Fit form and colours to what standard output is at the moment."""
+        self.output = self.form or output_form(None)
+        self.color = wants_color(self.no_color)
+
+    def aliases(self) -> dict[str, str]:
+        """Return the aliases of the configuration: name to the beginning of a line.
+
+        Raises:
+            BadRequest: what the configuration has there is no table of texts.
+        """
+        shell = self.config.get("shell", {})
+        table = shell.get("aliases", {}) if isinstance(shell, dict) else {}
+        if not isinstance(table, dict) or not all(isinstance(v, str) for v in table.values()):
+            raise BadRequest(
+                "[shell.aliases] of the configuration is no table of texts",
+                'write lines like: ll = "vdi list"',
+            )
+        return table
+
+    def alias(self, word: str) -> list[str]:
+        """Return the words that `word` stands for: itself if it is no alias."""
+        meaning = self.aliases().get(word)
+        if not meaning:
+            return [word]
+        from plxsh.language import statements
+
+        found = statements(meaning)
+        plain = len(found) == 1 and found[0].shell is found[0].pipe is found[0].output is None
+        if not plain:
+            raise BadRequest(
+                f"the alias {word!r} is not the beginning of one command",
+                "an alias has no ';', '|', '!' or '>'",
+            )
+        return found[0].arguments
+
+    @cached_property
+    def names(self) -> Names:
+        """The names of VDIs and snapshots, for completion."""
+        from plxsh.names import Names
+
+        return Names(self.store)
 
     # -- the store ---------------------------------------------------------------------
 

@@ -14,6 +14,8 @@ from typing import Any, Literal
 import click
 
 from plxsh.context import Settings
+from plxsh.options import behind_command
+from plxsh.params import VdiOrSnapshotType, VdiType
 
 Effect = Literal["looks", "changes", "destroys"]
 """What a command does to a store or a file: nothing; something; lose data."""
@@ -34,6 +36,39 @@ class Command(click.Command):
         super().__init__(*args, **kwargs)
         self.examples = examples
         self.effect = effect
+        self.params += behind_command({name for param in self.params for name in param.opts})
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the words; where the first argument is missing, take the VDI of `use`.
+
+        Raises:
+            click.UsageError: they do not fit the command.
+        """
+        settings = ctx.find_object(Settings)
+        try:
+            return super().parse_args(ctx, list(args))
+        except click.MissingParameter:
+            if settings is None or not settings.vdi or not self._may_lack_vdi(ctx):
+                raise
+            ctx.params.clear()
+            try:
+                return super().parse_args(ctx, [settings.vdi, *args])
+            except click.MissingParameter:
+                ctx.params.clear()
+                return super().parse_args(ctx, args)  # complain about what was typed
+
+    def _may_lack_vdi(self, ctx: click.Context) -> bool:
+        """Say whether the VDI of `use` may be meant: not where it would be all that is lost."""
+        arguments = [p for p in self.get_params(ctx) if isinstance(p, click.Argument)]
+        if not arguments or not isinstance(arguments[0].type, VdiType | VdiOrSnapshotType):
+            return False
+        return self.effect != "destroys" or len(arguments) > 1
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options of this command, and that the global ones may stand here."""
+        super().format_options(ctx, formatter)
+        formatter.write_paragraph()
+        formatter.write_text("The global options may stand here too; see 'plxsh --help'.")
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples as they are to be typed."""
@@ -42,6 +77,18 @@ class Command(click.Command):
             with formatter.section("Examples" if len(self.examples) > 1 else "Example"):
                 for example in self.examples:
                     formatter.write(f"{'':{formatter.current_indent}}{example}\n")
+
+
+class NoSuchCommand(click.UsageError):
+    """A word is no command; `hint` has those that come close."""
+
+    def __init__(self, word: str, known: Sequence[str], ctx: click.Context) -> None:
+        """Look for what was meant."""
+        super().__init__(f"there is no command {word!r}", ctx)
+        close = get_close_matches(word.lower(), known, 3, 0.5)
+        close += [name for name in known if name.startswith(word.lower()) and name not in close]
+        see = f"'{ctx.command_path} --help' lists them"
+        self.hint = f"did you mean {' or '.join(map(repr, close))}?" if close else see
 
 
 class Group(click.Group):
@@ -58,14 +105,17 @@ class Group(click.Group):
             click.UsageError: there is none; the message has names that come close.
         """
         settings = ctx.find_object(Settings)
+        args = self.unalias(settings, args)
         known = self.get_command(ctx, args[0]) is not None
         if settings is not None and known:
             settings.command = f"{settings.command} {args[0]}".strip()
         if not known and not args[0].startswith("-"):
-            close = get_close_matches(args[0], self.list_commands(ctx), 3, 0.5)
-            hint = f"did you mean {' or '.join(close)}?" if close else ""
-            raise click.UsageError(f"No such command '{args[0]}'. {hint}".strip(), ctx)
+            raise NoSuchCommand(args[0], self.list_commands(ctx), ctx)
         return super().resolve_command(ctx, args)
+
+    def unalias(self, _settings: Settings | None, words: list[str]) -> list[str]:
+        """Return the words with an alias at their beginning replaced; here there are none."""
+        return words
 
 
 class LazyGroup(Group):
@@ -83,6 +133,12 @@ class LazyGroup(Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Return the names, in the order of the table."""
         return list(self._lazy)
+
+    def unalias(self, settings: Settings | None, words: list[str]) -> list[str]:
+        """Replace an alias of the configuration; it cannot hide a command."""
+        if settings is None or words[0] in self._lazy:
+            return words
+        return [*settings.alias(words[0]), *words[1:]]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         """Import and return one command, None when the table has no such name."""

@@ -7,9 +7,17 @@ an argument that names a VDI has the type `VDI`, whatever the command.
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
+
+from plxsh.context import Settings
+
+if TYPE_CHECKING:
+    from plxsh.offers import Items
+
+Value = TypeVar("Value")
 
 _UNITS: Final = "KMGTP"
 _SIZE: Final = re.compile(rf"(\d+)(?:([{_UNITS}])(?:iB)?)?", re.IGNORECASE)
@@ -28,7 +36,22 @@ def parse_size(text: str) -> int | None:
     return int(number) << (10 * power)
 
 
-class SizeType(click.ParamType[int]):
+class CompletedType(click.ParamType[Value]):
+    """A type whose values `plxsh.offers` knows, under the name of the type."""
+
+    def shell_complete(
+        self,
+        ctx: click.Context,
+        param: click.Parameter,  # noqa: ARG002
+        incomplete: str,
+    ) -> Items:
+        """Return all values that there are; leaving out and ranking is for who asks."""
+        from plxsh.offers import offers
+
+        return offers(self.name, ctx.ensure_object(Settings), incomplete)
+
+
+class SizeType(CompletedType[int]):
     """A number of bytes, with or without a unit."""
 
     name = "SIZE"
@@ -43,7 +66,7 @@ class SizeType(click.ParamType[int]):
         return size
 
 
-class AddressType(click.ParamType[tuple[str, int]]):
+class AddressType(CompletedType[tuple[str, int]]):
     """A TCP address and port: `127.0.0.1:10809` or `[::1]:10809`."""
 
     name = "ADDR:PORT"
@@ -61,16 +84,36 @@ class AddressType(click.ParamType[tuple[str, int]]):
         return host, int(port)
 
 
-class VdiType(click.ParamType[str]):
+class VdiType(CompletedType[str]):
     """A VDI: its id, its name or its UUID."""
 
     name = "VDI"
 
 
-class SnapshotType(click.ParamType[str]):
-    """A snapshot: `BLOCK OFFSET` (two words), `BLOCK.OFFSET` or `VDI@LABEL`."""
+class DeletedVdiType(CompletedType[str]):
+    """A deleted VDI that can still be restored: its id, its name or its UUID."""
+
+    name = "DELETED"
+
+
+class SnapshotType(CompletedType[str]):
+    """A snapshot: `BLOCK OFFSET` (two words), `BLOCK.OFFSET` or `VDI@LABEL`.
+
+    `@LABEL` alone is a snapshot of the VDI that `use` selected.
+    """
 
     name = "SNAPSHOT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the reference with its VDI; fail when it needs one and `use` chose none."""
+        settings = ctx.find_object(Settings) if ctx is not None else None
+        if not value.startswith("@"):
+            return str(value)
+        if settings is None or not settings.vdi:
+            self.fail(
+                f"{value!r} has no VDI; write VDI{value}, or choose one with 'use'", param, ctx
+            )
+        return f"{settings.vdi}{value}"
 
 
 class VdiOrSnapshotType(SnapshotType):
@@ -79,9 +122,33 @@ class VdiOrSnapshotType(SnapshotType):
     name = "VDI|SNAPSHOT"
 
 
+class FormatType(CompletedType[str]):
+    """A format of image files."""
+
+    name = "FORMAT"
+
+
+class VirtualDeviceType(CompletedType[str]):
+    """A disk as a virtual machine sees it: `xvda`, `sda1`."""
+
+    name = "VDEV"
+
+
+class CommandLineType(click.ParamType[str]):
+    """The words of another command."""
+
+    name = "COMMAND"
+
+
+COMMAND_LINE: Final = CommandLineType()
 SIZE: Final = SizeType()
+FORMAT: Final = FormatType()
+FILE: Final = click.Path(readable=False)
+"""A file, a device or a folder; whether it may be read is for those to say who read it."""
+VIRTUAL_DEVICE: Final = VirtualDeviceType()
 ADDRESS: Final = AddressType()
 VDI: Final = VdiType()
+DELETED_VDI: Final = DeletedVdiType()
 SNAPSHOT: Final = SnapshotType()
 VDI_OR_SNAPSHOT: Final = VdiOrSnapshotType()
 
@@ -97,21 +164,35 @@ class WordsArgument(click.Argument):
     def __init__(self, decls: list[str], count: int = 1, **attrs: Any) -> None:
         """Take any number of words."""
         super().__init__(decls, nargs=-1, **attrs)
-        self._count = count
+        self.count = count
 
     def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
         """Join the words to references."""
         words = tuple(value or ())
         if not words:
             return super().type_cast_value(ctx, words)
-        references = join_words(words, self._count)
+        references = join_words(words, self.count)
         if references is None:
             raise click.BadParameter(
-                f"{' '.join(words)!r} does not name {_COUNTS[self._count]}",
+                f"{' '.join(words)!r} does not name {_COUNTS[self.count]}",
                 ctx=ctx,
                 param=self,
             )
-        return references
+        return tuple(self.type.convert(reference, self, ctx) for reference in references)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> Items:
+        """Return what may come next: behind a BLOCK its OFFSET, else a reference."""
+        from plxsh.offers import blocks, offsets
+
+        names = ctx.ensure_object(Settings).names
+        found = super().shell_complete(ctx, incomplete)
+        if incomplete.isdecimal():
+            found = blocks(names) + found
+        numbers = [*takewhile(str.isdecimal, reversed(ctx.params.get(self.name, ())))]
+        if len(numbers) % 2 == 0:
+            return found
+        only_snapshots = type(self.type) is SnapshotType
+        return offsets(names, numbers[0]) + ([] if only_snapshots else found)
 
     def value_is_missing(self, value: Any) -> bool:
         """Say whether no word was given."""
@@ -120,7 +201,7 @@ class WordsArgument(click.Argument):
     def process_value(self, ctx: click.Context, value: Any) -> Any:
         """Return what the command gets: a text for one reference."""
         references = super().process_value(ctx, value)
-        if self._count == 1:
+        if self.count == 1:
             return references[0] if references else None
         return references
 

@@ -11,7 +11,7 @@ from kill.jobs import Job
 from kill.tracing import PLXSH
 from kill.view import View, sound
 
-from plxsh.__main__ import run
+from plxsh.cli import run
 
 
 def plxsh(args: Sequence[str]) -> tuple[int, str]:

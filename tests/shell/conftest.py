@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.shell import Shell, populated
 
 from core import mkfs
 from core.session import Session
-from plxsh.__main__ import run
+from plxsh.cli import run
 
 
 @dataclass
@@ -99,3 +101,34 @@ def snapshot(plx: Plx) -> tuple[str, str]:
     """Block and offset of `base@clean`."""
     block, offset, *_ = plx("snap", "list", "base").out.split()
     return block, offset
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The store of `support.shell.populated`, named by the environment."""
+    path = populated(tmp_path)
+    monkeypatch.setenv("PARALLAX_STORE", path)
+    return Path(path)
+
+
+OpenShell = Callable[..., Shell]
+
+
+@pytest.fixture
+def open_shell(store: Path) -> Iterator[OpenShell]:  # noqa: ARG001
+    """Opens interactive shells on that store, and closes them after the test."""
+    opened: list[Shell] = []
+
+    def opening(*options: str, **window: Any) -> Shell:
+        opened.append(Shell(*options, **window))
+        return opened[-1]
+
+    yield opening
+    for shell in opened:
+        shell.close()
+
+
+@pytest.fixture
+def shell(open_shell: OpenShell) -> Shell:
+    """The interactive shell at its first prompt."""
+    return open_shell()

@@ -15,7 +15,7 @@ from shell.tap import as_user, serving
 from shell.test_main import commands
 
 from core.session import Session
-from plxsh.__main__ import cli
+from plxsh.cli import cli
 from plxsh.context import Settings
 
 
@@ -58,6 +58,9 @@ def test_the_example_works(line: str, shell_environment: dict[str, str]) -> None
     if line == "plxsh -y vdi delete web --snapshots":
         with Session.open(shell_environment["PARALLAX_STORE"]) as session:
             session.snapshot(session.registry.find("web"))
+    if line.startswith("plxsh vdi restore old"):
+        with Session.open(shell_environment["PARALLAX_STORE"]) as session:
+            session.delete(session.create("old"))
     done = subprocess.run(
         line, shell=True, env=shell_environment, capture_output=True, text=True, check=False
     )

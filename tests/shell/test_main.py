@@ -15,7 +15,7 @@ import click
 import pytest
 from shell.conftest import Plx
 
-from plxsh.__main__ import cli
+from plxsh.cli import cli
 from plxsh.context import Settings
 
 PLXSH = [sys.executable, "-m", "plxsh"]
@@ -111,7 +111,8 @@ def on_terminal(*args: str, answer: str = "", columns: int = 80) -> tuple[int, s
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # a fork beside threads of the tests
 def test_it_asks_on_a_terminal_and_no_is_the_default(plx: Plx) -> None:
     status, shown = on_terminal("vdi", "delete", "web", answer="\n")
-    assert "deleting VDI 1 'web' (64 KiB) loses its contents. Go on? [y/N]: " in shown
+    assert "deleting VDI 1 'web' (64 KiB, 0 B of its own); 'vdi restore' brings it back" in shown
+    assert "Go on? [y/N]: " in shown
     assert "not confirmed, nothing was changed" in shown
     assert status == 130
     assert len(plx("vdi", "list").lines) == 2

@@ -16,7 +16,7 @@ HEAVY = {"numpy", "rich", "pydot", "prompt_toolkit", "websockets", "core.session
 
 SCRIPT = """
 import json, os, sys
-from plxsh.__main__ import run
+from plxsh.cli import run
 status = run(sys.argv[1:])
 sys.stdout.flush()
 print(json.dumps([status, sorted(sys.modules)]), file=sys.stderr)

@@ -1,0 +1,94 @@
+"""The one place that turns errors into words and exit statuses.
+
+Every way to fail ends in one line on standard error, `plxsh: WHAT: WHY (HINT)`, and with
+`-o json` in a second one, `{"error": {"code", "message", "hint"}}`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, Final
+
+import click
+
+from core.errors import Interrupted, ParallaxError
+from plxsh.context import Settings
+from plxsh.groups import NoSuchCommand
+
+_BROKEN_PIPE: Final = 141
+_UNEXPECTED: Final = 5
+
+
+def guarded(command: Callable[[], Any], settings: Settings, program: str) -> int:
+    """Call `command`; tell what goes wrong in one line and return the exit status.
+
+    Args:
+        command: returns its exit status, anything else for 0.
+        settings: form of the error, and which command runs.
+        program: what the line begins with.
+    """
+    try:
+        status = command()
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
+    except click.ClickException as error:
+        return _tell(settings, program, "usage", _usage(error), _usage_hint(error), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        return tell(settings, program, Interrupted("interrupted"))
+    except ParallaxError as error:
+        return tell(settings, program, error)
+    except BrokenPipeError:
+        _forget_stdout()
+        return _BROKEN_PIPE
+    except SystemExit as error:  # click's own answer to a pipe that nobody reads
+        _forget_stdout()
+        return error.code if isinstance(error.code, int) else _UNEXPECTED
+    except Exception as error:
+        if settings.verbose:
+            traceback.print_exc()
+        why = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
+        hint = "this is a bug in Parallax; -v shows where"
+        return _tell(settings, program, "unexpected", why, hint, _UNEXPECTED)
+
+
+def tell(settings: Settings, program: str, error: ParallaxError) -> int:
+    """Write one error to standard error and return its exit status."""
+    return _tell(settings, program, error.code, error.message, error.hint, error.exit_status)
+
+
+def _tell(settings: Settings, program: str, code: str, message: str, hint: str, status: int) -> int:
+    what = f"{program}: {settings.command}" if settings.command else program
+    line = f"{what}: {message}" + (f" ({hint})" if hint else "")
+    try:
+        click.echo(line, err=True)
+        if settings.output == "json":
+            error = {"code": code, "message": message, "hint": hint}
+            click.echo(json.dumps({"error": error}), err=True)
+    except BrokenPipeError:
+        pass
+    return status
+
+
+def _usage(error: click.ClickException) -> str:
+    """Return click's message as one line without its full stop."""
+    return " ".join(error.format_message().split()).removesuffix(".")
+
+
+def _usage_hint(error: click.ClickException) -> str:
+    if isinstance(error, NoSuchCommand):
+        return error.hint
+    if not isinstance(error, click.UsageError) or error.ctx is None:
+        return ""
+    return f"see '{error.ctx.command_path} --help'"
+
+
+def _forget_stdout() -> None:
+    """Keep the interpreter from failing again when it flushes standard output at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
