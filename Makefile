@@ -11,7 +11,7 @@ ifneq ($(PYTHON),$(shell cat $(STAMP) 2>/dev/null))
 endif
 endif
 
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check bench man clean
 .NOTPARALLEL:
 
 help: ## list these targets
@@ -49,6 +49,9 @@ bench: ## this project beside its peers, one run, one table
 	@sh scripts/setup.sh test
 	@$(MAKE) --no-print-directory setup
 	@$(BIN)/python benchmarks/bench.py
+
+man: setup ## write docs/man again, from the help of the commands
+	@$(BIN)/python scripts/manpages.py
 
 clean: ## remove .venv, caches and everything built
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

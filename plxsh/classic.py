@@ -1,139 +1,120 @@
 """The original tools under their original names, arguments and output.
 
 Each is a small face on the same engine. The store is $PARALLAX_STORE, else the one of the
-configuration file, else /blockstore.dat.
+configuration file, else /blockstore.dat. `TOOLS` is what their man pages and completion are
+made from; a tool that is called is the whole program.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, datetime
-from typing import Final, NoReturn
+from typing import Any, Final
 
 import click
 
-from core.errors import BadRequest
-from plxsh.context import DEFAULT_STORE, Settings, configured, load_config
-
-Body = Callable[[Settings, list[str]], None]
+from plxsh.context import Settings, pass_settings
+from plxsh.groups import Command
+from plxsh.guard import guarded
+from plxsh.params import SIZE, SNAPSHOT, VDI, WordsArgument
 
 _COUNT_EVERY: Final = 256
 
 
-def _tool(name: str, arguments: str, purpose: str, least: int, most: int, body: Body) -> NoReturn:
-    """Run one tool: help, the number of its arguments, the store, errors as one line.
+class Tool(Command):
+    """A command that is a program of its own: what a script in the path calls.
+
+    It has no global options: these tools never had a form of output or a dry run.
 
     Args:
         name: what it is called.
-        arguments: for its usage line.
-        purpose: what it does, one line.
-        least: fewest arguments.
-        most: most arguments.
-        body: does it.
+        params: its arguments.
+        attrs: as `Command`.
     """
-    from plxsh.__main__ import guarded
 
-    usage = f"usage: {name} {arguments}".strip()
+    def __init__(self, name: str, params: list[click.Parameter], **attrs: Any) -> None:
+        """Take -h for help, as `plxsh` does."""
+        context = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+        super().__init__(name, context_settings=context, **attrs)
+        self.params = params
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        """Run the command line of this process, and leave it with the exit status."""
+        sys.exit(run(self, sys.argv[1:]))
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, without a word on global ones."""
+        click.Command.format_options(self, ctx, formatter)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Find the store, which no option names, and do the work."""
+        settings = ctx.ensure_object(Settings)
+        settings.store = os.environ.get("PARALLAX_STORE", "")
+        settings.configure(os.environ.get("PARALLAX_CONFIG"))
+        return super().invoke(ctx)
+
+
+def run(tool: Tool, args: Sequence[str]) -> int:
+    """Run one tool and return its exit status; errors are one line that begins with its name."""
     settings = Settings()
-    words = sys.argv[1:]
 
-    def command() -> int:
-        if words and words[0] in ("-h", "--help"):
-            click.echo(f"{usage}\n{purpose}")
-            return 0
-        if words and words[0] == "--":
-            del words[0]
-        if not least <= len(words) <= most:
-            click.echo(usage, err=True)
-            return 2
-        config = load_config(os.environ.get("PARALLAX_CONFIG"))
-        settings.store = (
-            os.environ.get("PARALLAX_STORE")
-            or configured(config, "blockstore", "data")
-            or DEFAULT_STORE
-        )
-        body(settings, words)
-        return 0
+    def command() -> Any:
+        return tool.main(list(args), tool.name, standalone_mode=False, obj=settings)
 
-    sys.exit(guarded(command, settings, name))
-
-
-def _number(word: str, what: str) -> int:
-    if not (word.isascii() and word.isdigit()):
-        raise BadRequest(f"{word!r} is no {what}", "write it as a whole number")
-    return int(word)
+    return guarded(command, settings, tool.name or "")
 
 
 # -- making ----------------------------------------------------------------------------
 
 
-def mkfs() -> NoReturn:
-    """`parallax-mkfs PATH EXTENT_BYTES EXTENTS`: format a file or device."""
-    _tool(
-        "parallax-mkfs",
-        "PATH EXTENT_BYTES EXTENTS",
-        "Format a file (made if missing) or a device; refuses one that holds something."
-        " Example: parallax-mkfs /blockstore.dat 2147483648 6",
-        3,
-        3,
-        _mkfs,
-    )
+@click.command(
+    "parallax-mkfs",
+    cls=Tool,
+    effect="changes",
+    examples=["parallax-mkfs blockstore.dat 2147483648 6"],
+)
+@click.argument("path", type=click.Path())
+@click.argument("extent_bytes", type=SIZE)
+@click.argument("extents", type=int)
+def mkfs(path: str, extent_bytes: int, extents: int) -> None:
+    """Format a file (made if missing, sparse) or a device as a blockstore.
 
-
-def _mkfs(_: Settings, words: list[str]) -> None:
+    It has EXTENTS extents of EXTENT_BYTES each, a power of two. What already holds something
+    is refused.
+    """
     from core import mkfs
 
-    path, size, extents = words
-    mkfs.create(path, _number(size, "size in bytes"), _number(extents, "number of extents"))
+    mkfs.create(path, extent_bytes, extents)
 
 
-def vdi_create() -> NoReturn:
-    """`vdi_create NAME [BLOCK OFFSET]`: a new VDI, empty or a clone; prints its id."""
-    _tool(
-        "vdi_create",
-        "NAME [BLOCK OFFSET]",
-        "Make a VDI, empty or from the snapshot (BLOCK, OFFSET), and print its id."
-        ' Example: vdi_create "My new VDI"',
-        1,
-        3,
-        _vdi_create,
-    )
-
-
-def _vdi_create(settings: Settings, words: list[str]) -> None:
-    name, *where = words
+@click.command(
+    "vdi_create",
+    cls=Tool,
+    effect="changes",
+    examples=['vdi_create "My new VDI"', 'vdi_create "Copy 1" 16 0'],
+)
+@click.argument("name")
+@click.argument("words", metavar="[BLOCK OFFSET]", cls=WordsArgument, type=SNAPSHOT, required=False)
+@pass_settings
+def vdi_create(settings: Settings, name: str, words: str | None) -> None:
+    """Make a VDI, empty or a clone of the snapshot (BLOCK, OFFSET), and print its id."""
     with settings.session() as session:
-        snapshot = session.find_snapshot(_snapshot_id(where)) if where else None
+        snapshot = session.find_snapshot(words) if words else None
         record = session.create(name, 0, snapshot)
     click.echo(record.id)
 
 
-def _snapshot_id(words: list[str]) -> str:
-    """Return BLOCK.OFFSET for the two words of a snapshot id."""
-    if len(words) != 2:
-        raise BadRequest("a snapshot is named by two numbers", "give BLOCK and OFFSET")
-    return ".".join(str(_number(word, "snapshot id")) for word in words)
-
-
-def vdi_fill() -> NoReturn:
-    """`vdi_fill VDI SOURCE`: read an image into a VDI, counting up."""
-    _tool(
-        "vdi_fill",
-        "VDI SOURCE",
-        "Read an image file or device into a VDI; counts its blocks. Example: vdi_fill 0 ./image",
-        2,
-        2,
-        _vdi_fill,
-    )
-
-
-def _vdi_fill(settings: Settings, words: list[str]) -> None:
+@click.command("vdi_fill", cls=Tool, effect="destroys", examples=["vdi_fill 0 ./image"])
+@click.argument("vdi", type=VDI)
+@click.argument("source", type=click.Path(allow_dash=True))
+@pass_settings
+def vdi_fill(settings: Settings, vdi: str, source: str) -> None:
+    """Read an image file, a device or - (standard input) into a VDI, counting its blocks."""
     from core import transfer
 
-    vdi, source = words
     with (
         settings.session() as session,
         session.opened(session.registry.find(vdi)) as opened,
@@ -160,22 +141,18 @@ class _Counter:
         click.echo(("\r" if self._terminal else "") + str(-(-done // 4096)))
 
 
-def vdi_validate() -> NoReturn:
-    """`vdi_validate VDI SOURCE`: compare byte by byte; exit status 1 when they differ."""
-    _tool(
-        "vdi_validate",
-        "VDI SOURCE",
-        "Compare a VDI with an image, byte by byte. Example: vdi_validate 0 ./image",
-        2,
-        2,
-        _vdi_validate,
-    )
+@click.command("vdi_validate", cls=Tool, examples=["vdi_validate 0 ./image"])
+@click.argument("vdi", type=VDI)
+@click.argument("source", type=click.Path(allow_dash=True))
+@pass_settings
+def vdi_validate(settings: Settings, vdi: str, source: str) -> None:
+    """Compare a VDI with an image, byte by byte.
 
-
-def _vdi_validate(settings: Settings, words: list[str]) -> None:
+    It says nothing when they are equal. Exit status 1 at the first difference, which is
+    named by its byte offset.
+    """
     from core import transfer
 
-    vdi, source = words
     with settings.session("shared") as session:
         transfer.validate(session.live_image(session.registry.find(vdi)), source)
 
@@ -183,12 +160,10 @@ def _vdi_validate(settings: Settings, words: list[str]) -> None:
 # -- looking ---------------------------------------------------------------------------
 
 
-def vdi_list() -> NoReturn:
-    """`vdi_list`: ids and names."""
-    _tool("vdi_list", "", "List the ids and names of the VDIs. Example: vdi_list", 0, 0, _vdi_list)
-
-
-def _vdi_list(settings: Settings, _: list[str]) -> None:
+@click.command("vdi_list", cls=Tool, examples=["vdi_list"])
+@pass_settings
+def vdi_list(settings: Settings) -> None:
+    """List the ids and names of the VDIs."""
     from core.errors import Corrupt
     from core.format import LIVE
     from core.registry import Registry
@@ -204,29 +179,24 @@ def _vdi_list(settings: Settings, _: list[str]) -> None:
     click.echo("".join(lines), nl=False)
 
 
-def vdi_snap_list() -> NoReturn:
-    """`vdi_snap_list VDI [N]`: the snapshots of a VDI, newest first."""
-    _tool(
-        "vdi_snap_list",
-        "VDI [N]",
-        "List the snapshots of a VDI, newest first, at most N. Example: vdi_snap_list 0",
-        1,
-        2,
-        _vdi_snap_list,
-    )
+@click.command("vdi_snap_list", cls=Tool, examples=["vdi_snap_list 0", "vdi_snap_list 0 1"])
+@click.argument("vdi", type=VDI)
+@click.argument("number", metavar="[N]", type=click.IntRange(0), required=False)
+@pass_settings
+def vdi_snap_list(settings: Settings, vdi: str, number: int | None) -> None:
+    """List the snapshots of a VDI, newest first: block, offset, time, radix root.
 
+    With N only the newest N.
+    """
+    from itertools import islice
 
-def _vdi_snap_list(settings: Settings, words: list[str]) -> None:
     from core import snaplog
     from core.registry import Registry
 
-    limit = _number(words[1], "number of snapshots") if len(words) > 1 else None
     lines = [f"{'Block':>8}{'idx':>4}{'timestamp':>37}{'radix root':>13} d\n"]
     with closing(settings.blockstore()) as opened:
-        record = Registry(opened).find(words[0])
-        for count, snapshot in enumerate(snaplog.snapshots(opened, record)):
-            if count == limit:
-                break
+        record = Registry(opened).find(vdi)
+        for snapshot in islice(snaplog.snapshots(opened, record), number):
             seconds, rest = divmod(snapshot.time_ns, 1_000_000_000)
             when = f"{datetime.fromtimestamp(seconds, UTC).astimezone().ctime()} {rest // 1000:06d}"
             lines.append(
@@ -235,85 +205,85 @@ def _vdi_snap_list(settings: Settings, words: list[str]) -> None:
     click.echo("".join(lines), nl=False)
 
 
-def vdi_tree() -> NoReturn:
-    """`vdi_tree [FILE.ps]`: draw VDIs and snapshots."""
-    _tool(
-        "vdi_tree",
-        "[FILE.ps]",
-        "Draw the VDIs and snapshots, as text or into a PostScript file. Example: vdi_tree",
-        0,
-        1,
-        _vdi_tree,
-    )
+@click.command("vdi_tree", cls=Tool, examples=["vdi_tree", "vdi_tree tree.ps"])
+@click.argument("file", metavar="[FILE.ps]", type=click.Path(dir_okay=False), required=False)
+@click.pass_context
+def vdi_tree(ctx: click.Context, file: str | None) -> None:
+    """Draw the VDIs and their snapshots, as text or into a PostScript file.
 
-
-def _vdi_tree(settings: Settings, words: list[str]) -> None:
+    A file that ends in .svg, .png, .pdf or .dot is drawn in that form.
+    """
     from plxsh.commands.tree import tree
 
-    args = ["-o", words[0]] if words else []
-    tree.main(args, "vdi_tree", standalone_mode=False, obj=settings)
+    ctx.invoke(tree, file=file)
 
 
 # -- snapshots -------------------------------------------------------------------------
 
 
-def vdi_snap() -> NoReturn:
-    """`vdi_snap VDI`: take a snapshot and print its id."""
-    _tool("vdi_snap", "VDI", "Take a snapshot of a VDI. Example: vdi_snap 0", 1, 1, _vdi_snap)
+@click.command("vdi_snap", cls=Tool, effect="changes", examples=["vdi_snap 0"])
+@click.argument("vdi", type=VDI)
+@pass_settings
+def vdi_snap(settings: Settings, vdi: str) -> None:
+    """Take a snapshot of a VDI and print its id (BLOCK OFFSET)."""
+    _snapshot(settings, vdi)
 
 
-def vdi_snap_offline() -> NoReturn:
-    """`vdi_snap_offline VDI`: take a snapshot of a VDI that nobody has open."""
-    _tool(
-        "vdi_snap_offline",
-        "VDI",
-        "Take a snapshot of a VDI that nobody has open. Example: vdi_snap_offline 0",
-        1,
-        1,
-        _vdi_snap,
-    )
+@click.command("vdi_snap_offline", cls=Tool, effect="changes", examples=["vdi_snap_offline 0"])
+@click.argument("vdi", type=VDI)
+@pass_settings
+def vdi_snap_offline(settings: Settings, vdi: str) -> None:
+    """Take a snapshot of a VDI that nobody has open, and print its id (BLOCK OFFSET)."""
+    _snapshot(settings, vdi)
 
 
-def _vdi_snap(settings: Settings, words: list[str]) -> None:
-    """Take the snapshot; an open store is refused, and with it an open VDI."""
+def _snapshot(settings: Settings, vdi: str) -> None:
+    """Take a snapshot; an open store is refused, and with it an open VDI."""
     with settings.session() as session:
-        where = session.snapshot(session.registry.find(words[0]))
+        where = session.snapshot(session.registry.find(vdi))
     click.echo(f"{where.block} {where.offset}")
 
 
-def vdi_snap_delete() -> NoReturn:
-    """`vdi_snap_delete BLOCK OFFSET`: delete a snapshot."""
-    _tool(
-        "vdi_snap_delete",
-        "BLOCK OFFSET",
-        "Delete the snapshot (BLOCK, OFFSET). Example: vdi_snap_delete 16 0",
-        2,
-        2,
-        _vdi_snap_delete,
-    )
-
-
-def _vdi_snap_delete(settings: Settings, words: list[str]) -> None:
+@click.command("vdi_snap_delete", cls=Tool, effect="destroys", examples=["vdi_snap_delete 16 0"])
+@click.argument("snapshot", metavar="BLOCK OFFSET", cls=WordsArgument, type=SNAPSHOT)
+@pass_settings
+def vdi_snap_delete(settings: Settings, snapshot: str) -> None:
+    """Delete a snapshot; clones made from it are not affected."""
     with settings.session() as session:
-        session.delete_snapshot(session.find_snapshot(_snapshot_id(words)))
+        session.delete_snapshot(session.find_snapshot(snapshot))
 
 
 # -- serving ---------------------------------------------------------------------------
 
 
-def parallaxd() -> NoReturn:
-    """`parallaxd`: serve all VDIs over NBD on the usual Unix socket."""
-    _tool(
-        "parallaxd",
-        "",
-        "Serve every VDI over NBD on the Unix socket of 'plxsh tap serve'. Example: parallaxd",
-        0,
-        0,
-        _parallaxd,
-    )
+@click.command("parallaxd", cls=Tool, examples=["parallaxd"])
+@pass_settings
+def parallaxd(settings: Settings) -> None:
+    """Serve every VDI and snapshot over NBD until SIGTERM or Ctrl-C.
 
-
-def _parallaxd(settings: Settings, _: list[str]) -> None:
+    It is 'plxsh tap serve' on the usual Unix socket: /run/parallax/nbd.sock for root and
+    $XDG_RUNTIME_DIR/parallax/nbd.sock for others.
+    """
     from plxsh.commands.tap import serve_store
 
+    settings.look()  # on a terminal it says what it serves, and where
     serve_store(settings, None, None, None)
+
+
+TOOLS: Final = {
+    str(tool.name): tool
+    for tool in (
+        mkfs,
+        vdi_create,
+        vdi_fill,
+        vdi_validate,
+        vdi_list,
+        vdi_snap_list,
+        vdi_tree,
+        vdi_snap,
+        vdi_snap_offline,
+        vdi_snap_delete,
+        parallaxd,
+    )
+}
+"""Every original tool by its name."""

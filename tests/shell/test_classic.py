@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
+import tempfile
+import time
+import tomllib
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from shell.conftest import Plx, Result
+from shell.tap import connect, read
 from shell.test_bad_input import writer
+from shell.test_startup import HEAVY
 
 from core.session import Session
 from plxsh import classic
+from plxsh.classic import TOOLS
 
 Tool = Callable[..., Result]
 
-TOOLS = {
-    "parallax-mkfs": classic.mkfs,
-    "vdi_create": classic.vdi_create,
-    "vdi_fill": classic.vdi_fill,
-    "vdi_list": classic.vdi_list,
-    "vdi_snap": classic.vdi_snap,
-    "vdi_snap_delete": classic.vdi_snap_delete,
-    "vdi_snap_list": classic.vdi_snap_list,
-    "vdi_snap_offline": classic.vdi_snap_offline,
-    "vdi_tree": classic.vdi_tree,
-    "vdi_validate": classic.vdi_validate,
-    "parallaxd": classic.parallaxd,
-}
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -88,6 +84,7 @@ def test_the_newest_snapshots(plx: Plx, tool: Tool) -> None:
     plx("snap", "create", "base")
     assert len(tool("vdi_snap_list", "base").lines) == 3
     assert len(tool("vdi_snap_list", "base", "1").lines) == 2
+    assert len(tool("vdi_snap_list", "base", "0").lines) == 1
 
 
 def test_fill_counts_up_on_a_terminal(
@@ -113,22 +110,82 @@ def test_validate_says_no(plx: Plx, tool: Tool) -> None:
 def test_usage_and_help(tool: Tool, name: str) -> None:
     result = tool(name, "1", "2", "3", "4", status=2)
     assert result.out == ""
-    assert result.err.startswith(f"usage: {name}")
+    assert result.err.startswith(f"{name}: ")
+    assert result.err.endswith(f"(see '{name} --help')\n")
     assert result.err.count("\n") == 1
-    told = tool(name, "--help")
-    assert told.lines[0] == result.err.rstrip("\n")
-    assert f"Example: {name}" in told.out
+    for option in ("-h", "--help"):
+        told = tool(name, option)
+        assert told.lines[0].startswith(f"Usage: {name} [OPTIONS]")
+        assert re.search(rf"^Examples?:\n  {name}", told.out, re.MULTILINE)
+    for option in ("--wrong", "--dry-run", "-s"):
+        line = tool(name, option, status=2).err
+        assert "No such option" in line
+        assert option in line
+
+
+def test_the_usage_names_the_original_arguments(tool: Tool) -> None:
+    usage = {name: tool(name, "--help").lines[0].partition("[OPTIONS]")[2] for name in TOOLS}
+    assert {name: words.strip() for name, words in usage.items()} == {
+        "parallax-mkfs": "PATH EXTENT_BYTES EXTENTS",
+        "vdi_create": "NAME [BLOCK OFFSET]",
+        "vdi_fill": "VDI SOURCE",
+        "vdi_validate": "VDI SOURCE",
+        "vdi_list": "",
+        "vdi_snap_list": "VDI [N]",
+        "vdi_tree": "[FILE.ps]",
+        "vdi_snap": "VDI",
+        "vdi_snap_offline": "VDI",
+        "vdi_snap_delete": "BLOCK OFFSET",
+        "parallaxd": "",
+    }
+
+
+def test_every_tool_is_installed_under_its_name() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert set(scripts) - {"plxsh"} == set(TOOLS)
+    for name, tool in TOOLS.items():
+        module, _, attribute = scripts[name].partition(":")
+        assert (module, getattr(classic, attribute)) == ("plxsh.classic", tool)
 
 
 def test_errors_name_the_tool(plx: Plx, tool: Tool) -> None:
     assert tool("vdi_snap", "bsae", status=3).err == (
         "vdi_snap: there is no VDI 'bsae' (did you mean 'base'?)\n"
     )
-    assert "no number of" in tool("vdi_snap_list", "0", "x", status=2).err
-    assert "is no snapshot id" in tool("vdi_snap_delete", "a", "b", status=2).err
-    assert "give BLOCK and OFFSET" in tool("vdi_create", "x", "16", status=2).err
-    assert "is no size in bytes" in tool("parallax-mkfs", "new", "2G", "6", status=2).err
+    assert tool("vdi_create", status=2).err == (
+        "vdi_create: Missing argument 'NAME' (see 'vdi_create --help')\n"
+    )
+    assert "'x' is not a valid" in tool("vdi_snap_list", "0", "x", status=2).err
+    assert "does not name one snapshot" in tool("vdi_snap_delete", "a", "b", status=2).err
+    assert "BLOCK OFFSET" in tool("vdi_create", "x", "16", status=2).err
+    assert "is no size" in tool("parallax-mkfs", "new", "2 GB", "6", status=2).err
+    assert "not a valid integer" in tool("parallax-mkfs", "new", "2G", "x", status=2).err
     assert "already holds" in tool("parallax-mkfs", str(plx.path), "1048576", "6", status=2).err
+    assert len(plx("vdi", "list").lines) == 2
+
+
+def test_a_name_that_begins_with_a_hyphen(plx: Plx, tool: Tool) -> None:
+    assert tool("vdi_create", "--", "-x").out == "2\n"
+    assert plx("vdi", "list").lines[2].split("\t")[1] == "-x"
+
+
+def test_help_needs_no_configuration(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARALLAX_CONFIG", "missing.toml")
+    assert tool("vdi_list", "--help").out
+    assert "cannot read the configuration missing.toml" in tool("vdi_list", status=3).err
+
+
+@pytest.mark.usefixtures("plx")
+def test_the_tools_are_read_without_what_only_some_of_them_need() -> None:
+    code = (
+        "import sys; from plxsh.classic import TOOLS, vdi_list; sys.argv = ['vdi_list'];"
+        "import atexit; atexit.register(lambda: print(*sys.modules)); vdi_list()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    listed, modules = done.stdout.splitlines()[:2], done.stdout.splitlines()[2].split()
+    assert [line.split() for line in listed] == [["0", "base"], ["1", "web"]]
+    assert {"plxsh.classic", "core.registry"} <= set(modules)
+    assert set(modules) & HEAVY == set()
 
 
 def test_a_damaged_record_does_not_break_the_list(plx: Plx, tool: Tool) -> None:
@@ -159,5 +216,66 @@ def test_the_store_comes_from_the_environment_or_the_file(
     assert "no blockstore at other.dat" in tool("vdi_list", status=3).err
     monkeypatch.delenv("PARALLAX_STORE")
     config.unlink()
-    monkeypatch.setattr(classic, "DEFAULT_STORE", "default.dat")
+    monkeypatch.setattr("plxsh.context.DEFAULT_STORE", "default.dat")
     assert "no blockstore at default.dat" in tool("vdi_list", status=3).err
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_daemon_says_on_a_terminal_what_it_serves(
+    plx: Plx, tool: Tool, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    def serve(_: Session, *, ready: Callable[[], None], **where: object) -> None:
+        assert where["unix"] == "run/parallax/nbd.sock"
+        ready()
+
+    monkeypatch.setattr("core.tap.server.serve", serve)
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "run")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal, raising=False)
+    result = tool("parallaxd")
+    assert result.out == ""
+    told = f"serving {plx.path} on run/parallax/nbd.sock; Ctrl-C ends it\n"
+    assert result.err == (told if terminal else "")
+
+
+EXAMPLES = [line for tool in TOOLS.values() for line in tool.examples]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [line for line in EXAMPLES if line != "parallaxd"])
+def test_the_example_works(plx: Plx, snapshot: tuple[str, str], line: str) -> None:
+    plx("vdi", "export", "base", "image")
+    os.rename(plx.path, "store")
+    environment = {
+        **os.environ,
+        "PARALLAX_STORE": "store",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    done = subprocess.run(
+        line.replace("16 0", " ".join(snapshot)),
+        shell=True,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("plx")
+def test_the_example_of_the_daemon_works() -> None:
+    with tempfile.TemporaryDirectory(prefix="plx") as folder:
+        path = f"{folder}/parallax/nbd.sock"
+        code = "import os; os.geteuid = lambda: 1000; from plxsh.classic import parallaxd as d; d()"
+        with subprocess.Popen(
+            [sys.executable, "-c", code], env={**os.environ, "XDG_RUNTIME_DIR": folder}
+        ) as daemon:
+            until = time.monotonic() + 60
+            while not os.path.exists(path) and time.monotonic() < until:
+                assert daemon.poll() is None
+                time.sleep(0.05)
+            with closing(connect(path, "base@clean")) as clean:
+                assert read(clean, 4096, 4096) == b"a" * 4096
+            daemon.terminate()
+            assert daemon.wait() == 0

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from shell.conftest import Plx
 from shell.tap import connect, environment, read, serving
+
+from plxsh.context import Settings
+from plxsh.exports import open_exports
 
 pytestmark = pytest.mark.slow
 
@@ -67,3 +73,54 @@ def test_the_original_daemon(plx: Plx, monkeypatch: pytest.MonkeyPatch) -> None:
     assert left.value.code == 0
     assert called == [(None, None, None)]
     assert plx("vdi", "list").out
+
+
+def test_what_is_open_is_named_to_whoever_would_change_it(
+    plx: Plx, snapshot: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = ".".join(snapshot)
+    variables = environment()
+    with serving("tap", "serve", environment=variables) as folder:
+        monkeypatch.setattr("plxsh.exports.default_socket", lambda: path)
+        path = str(Path(folder) / "parallax" / "nbd.sock")
+        with closing(connect(path, "web")), closing(connect(path, "base@clean")):
+            client = f"pid {os.getpid()}"
+            for args in (
+                ["-y", "vdi", "delete", "web"],
+                ["vdi", "resize", "1", "1M"],
+                ["vdi", "rename", "web", "www"],
+                ["-n", "vdi", "rename", "web", "www"],
+                ["snap", "create", "web"],
+                ["-y", "snap", "rollback", "web", where],
+            ):
+                line = plx.fails(4, *args)
+                assert "VDI 1 'web' is open: " in line
+                assert f" serves it to {client}" in line
+            for args in (["snap", "delete", "base@clean"], ["vdi", "delete", "base"]):
+                line = plx.fails(4, "-y", *args)
+                assert f"snapshot {where} of VDI 0 'base' is open: " in line
+            assert "is in use by" in plx.fails(4, "vdi", "create", "new")
+            rows = plx("-o", "json", "vdi", "list").json["vdis"]
+            assert [row["clients"] for row in rows] == [[client], [client]]
+            table = plx("-o", "table", "vdi", "list").lines
+            assert table[0].endswith("In use by")
+            assert table[2].endswith(client)
+            assert plx("vdi", "show", "web").out.count(client) == 1
+            found = open_exports(Settings(store=str(plx.path)))
+            assert {(e.vdi, e.snapshot, e.read_only, e.clients) for e in found} == {
+                (1, None, False, (client,)),
+                (0, where, True, (client,)),
+            }
+            assert open_exports(Settings(store="another.dat")) == []
+        while open_exports(Settings(store=str(plx.path))):
+            time.sleep(0.01)
+
+
+def test_a_tap_that_does_not_answer_is_none(plx: Plx, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plxsh.exports.default_socket", lambda: "nbd.sock")
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind("nbd.sock.status")
+        assert open_exports(Settings(store=str(plx.path))) == []  # nobody listens
+        deaf.listen()
+        assert open_exports(Settings(store=str(plx.path))) == []  # nobody answers
+    assert plx("-o", "json", "vdi", "list").json["vdis"][1]["clients"] == []
