@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "watch": "plxsh.commands.watch:watch",
     "source": "plxsh.commands.shell:source",
     "help": "plxsh.commands.help:help_",
+    "completion": "plxsh.commands.completion:completion",
     "exit": "plxsh.commands.shell:exit_",
 }
 

@@ -6,9 +6,10 @@ a table of names; a module is imported when its command is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from itertools import islice
 from typing import Any, Literal
 
 import click
@@ -73,10 +74,14 @@ class Command(click.Command):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples as they are to be typed."""
         super().format_epilog(ctx, formatter)
-        if self.examples:
-            with formatter.section("Examples" if len(self.examples) > 1 else "Example"):
-                for example in self.examples:
-                    formatter.write(f"{'':{formatter.current_indent}}{example}\n")
+        _write_examples(self.examples, formatter)
+
+
+def _write_examples(examples: Sequence[str], formatter: click.HelpFormatter) -> None:
+    if examples:
+        with formatter.section("Examples" if len(examples) > 1 else "Example"):
+            for example in examples:
+                formatter.write(f"{'':{formatter.current_indent}}{example}\n")
 
 
 class NoSuchCommand(click.UsageError):
@@ -112,6 +117,19 @@ class Group(click.Group):
         if not known and not args[0].startswith("-"):
             raise NoSuchCommand(args[0], self.list_commands(ctx), ctx)
         return super().resolve_command(ctx, args)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one example for each command."""
+        super().format_epilog(ctx, formatter)
+        _write_examples(list(self._examples(ctx)), formatter)
+
+    def _examples(self, ctx: click.Context) -> Iterator[str]:
+        for name in self.list_commands(ctx):
+            command = self.get_command(ctx, name)
+            if isinstance(command, Group):
+                yield from islice(command._examples(ctx), 1)
+            elif isinstance(command, Command) and not command.hidden:
+                yield from command.examples[:1]
 
     def unalias(self, _settings: Settings | None, words: list[str]) -> list[str]:
         """Return the words with an alias at their beginning replaced; here there are none."""

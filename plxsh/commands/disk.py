@@ -21,7 +21,7 @@ from core.registry import Registry
 from plxsh import render
 from plxsh.context import Settings, default_socket, pass_settings
 from plxsh.groups import Group
-from plxsh.params import VDI_OR_SNAPSHOT, names_snapshot
+from plxsh.params import FILE, VDI_OR_SNAPSHOT, VIRTUAL_DEVICE, names_snapshot
 
 _VDEV: Final = re.compile(r"(xvd[a-z]{1,2}|sd[a-p]|hd[a-d])([1-9]|1[0-5])?")
 _DOMAIN: Final = re.compile(r"[A-Za-z0-9_.+-]+")
@@ -132,7 +132,7 @@ def disk() -> None:
 
 
 _socket = click.option(
-    "--socket", type=click.Path(), help="Socket of the tap.  [default: that of 'tap serve']"
+    "--socket", type=FILE, help="Socket of the tap.  [default: that of 'tap serve']"
 )
 
 
@@ -144,7 +144,7 @@ _socket = click.option(
     ]
 )
 @click.argument("vdi", type=VDI_OR_SNAPSHOT, required=False)
-@click.argument("vdev", required=False)
+@click.argument("vdev", type=VIRTUAL_DEVICE, required=False)
 @click.argument("access", metavar="[r|w]", type=click.Choice(["r", "w"]), required=False)
 @click.option("--backend", metavar="DOM", default="", help="Domain that runs the tap.")
 @click.option("--legacy", is_flag=True, help="The line of the original tap driver.")

@@ -33,7 +33,7 @@ def _shell(settings: Settings) -> Interpreter:
 @click.option("--none", is_flag=True, help="Forget the VDI.")
 @pass_settings
 def use(settings: Settings, vdi: str | None, none: bool) -> None:
-    """Choose the VDI that the commands after this one mean when they are given none.
+    """Choose the VDI for commands that are given none.
 
     Then 'snap create' takes a snapshot of it, and @LABEL is a snapshot of it. The prompt
     shows its name. 'use --none' forgets it.

@@ -10,7 +10,7 @@ import click
 from plxsh import render
 from plxsh.context import Settings, default_socket, pass_settings
 from plxsh.groups import Group
-from plxsh.params import ADDRESS
+from plxsh.params import ADDRESS, FILE
 from plxsh.render import Column
 
 _LIST: Final = (
@@ -35,9 +35,16 @@ def tap() -> None:
         "plxsh tap serve --unix nbd.sock --tcp 127.0.0.1:10809",
     ]
 )
-@click.option("--unix", metavar="PATH", help="Unix socket to listen on.  [default: see below]")
+@click.option(
+    "--unix", type=FILE, metavar="PATH", help="Unix socket to listen on.  [default: see below]"
+)
 @click.option("--tcp", type=ADDRESS, help="TCP address and port to listen on as well.")
-@click.option("--tls", metavar="DIR", help="Certificates for TCP: server-cert.pem, server-key.pem.")
+@click.option(
+    "--tls",
+    type=FILE,
+    metavar="DIR",
+    help="Certificates for TCP: server-cert.pem, server-key.pem.",
+)
 @pass_settings
 def serve(
     settings: Settings, unix: str | None, tcp: tuple[str, int] | None, tls: str | None
@@ -78,7 +85,9 @@ def serve_store(
 
 
 @tap.command("list", examples=["plxsh tap list"])
-@click.option("--unix", metavar="PATH", help="Unix socket of the tap.  [default: as 'tap serve']")
+@click.option(
+    "--unix", type=FILE, metavar="PATH", help="Unix socket of the tap.  [default: as 'tap serve']"
+)
 @pass_settings
 def list_(settings: Settings, unix: str | None) -> None:
     """List the open exports of a running tap: clients, requests, rates since they connected."""

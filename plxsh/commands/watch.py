@@ -15,7 +15,7 @@ from typing import Final
 
 import click
 
-from core.errors import BadRequest
+from core.errors import BadRequest, Interrupted
 from core.text import columns, shortened
 from plxsh.context import Settings, pass_settings
 from plxsh.grammar import read
@@ -41,10 +41,11 @@ _REST_OF_SCREEN: Final = "\x1b[J"
 @click.pass_context
 @pass_settings
 def watch(settings: Settings, ctx: click.Context, words: tuple[str, ...]) -> None:
-    """Run a command every 2 seconds, or as often as you say, until Ctrl-C.
+    """Run a command again and again, until Ctrl-C.
 
-    Only commands that change nothing are repeated. On a terminal each result takes the
-    place of the one before; elsewhere they follow one another.
+    It runs every 2 seconds unless you say how often. Only commands that change nothing
+    are repeated. On a terminal each result takes the place of the one before; elsewhere they
+    follow one another.
     """
     seconds, line = _split(list(words))
     shell = shell_of(ctx, settings)
@@ -55,7 +56,9 @@ def watch(settings: Settings, ctx: click.Context, words: tuple[str, ...]) -> Non
         raise BadRequest(f"'{command.name}' cannot be watched", "name a command that only looks")
 
     def once() -> None:
-        shell.call(line, replace(settings, command="", paged=False), "plxsh")
+        status = shell.call(line, replace(settings, command="", paged=False), "plxsh")
+        if status == Interrupted.exit_status:
+            raise KeyboardInterrupt
 
     in_place = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     show = _in_place if in_place else _once

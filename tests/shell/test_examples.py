@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -44,16 +45,19 @@ def shell_environment(plx: Plx, tmp_path: Path) -> dict[str, str]:
     script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m plxsh "$@"\n')
     script.chmod(0o755)
     plx("vdi", "export", "base", "disk.img")
+    Path("nightly.plx").write_text("# every night\nuse base; snap create --label nightly\n")
     os.rename(plx.path, plx.folder / "store")
     path = f"{folder}:{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "PARALLAX_STORE": str(plx.folder / "store")}
 
 
-SERVING = [line for line in examples() if line.startswith("plxsh tap")]
+EXAMPLES = [*dict.fromkeys(examples())]
+SERVING = [line for line in EXAMPLES if line.startswith("plxsh tap")]
+WATCHING = [line for line in EXAMPLES if line.startswith("plxsh watch")]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", [line for line in examples() if line not in SERVING])
+@pytest.mark.parametrize("line", [line for line in EXAMPLES if line not in SERVING + WATCHING])
 def test_the_example_works(line: str, shell_environment: dict[str, str]) -> None:
     if line == "plxsh -y vdi delete web --snapshots":
         with Session.open(shell_environment["PARALLAX_STORE"]) as session:
@@ -76,3 +80,23 @@ def test_the_examples_of_the_tap_work(shell_environment: dict[str, str]) -> None
             if words == ["tap", "serve"]:
                 done = as_user(*SERVING[0].split()[1:], environment=shell_environment)
                 assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", WATCHING)
+def test_the_examples_of_watch_go_on_until_ctrl_c(
+    line: str, shell_environment: dict[str, str]
+) -> None:
+    with subprocess.Popen(
+        f"exec {line}",
+        shell=True,
+        env=shell_environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == 0
