@@ -1,6 +1,6 @@
 """The family tree of VDIs: who was cloned from which snapshot of whom.
 
-`read_tree` gathers it as plain data, of which `text_lines` makes a drawing for a terminal,
+`read_tree` gathers it as plain data, of which `text_drawing` makes one for a terminal,
 `dot_text` one for Graphviz and `save` a picture. Only the table of VDIs and the snapshot
 logs are read, never a radix map, so it is quick and works beside a writer. Whatever is
 damaged becomes part of the drawing; it never prevents it.
@@ -8,47 +8,79 @@ damaged becomes part of the drawing; it never prevents it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from core.blockstore import Blockstore
 from core.errors import Corrupt, ParallaxError
-from core.format import FREE, KIND_SNAPSHOT, KIND_TOMBSTONE, LIVE, NO_VDI, VdiRecord
+from core.format import (
+    BLOCK_SHIFT,
+    FREE,
+    KIND_SNAPSHOT,
+    KIND_TOMBSTONE,
+    LIVE,
+    NO_VDI,
+    LogRecord,
+    VdiRecord,
+)
+from core.progress import Progress, silent
 from core.registry import Registry
 from core.snaplog import SnapshotId, history
 from core.text import printable
 
-if TYPE_CHECKING:
-    pass
-
 State = Literal["live", "deleted", "damaged"]
 _Found = VdiRecord | Corrupt
+_Entry = tuple[SnapshotId, LogRecord]
 
 _DEPTH: Final = 100
+_NEWEST: Final = 40
+
+
+class Export(NamedTuple):
+    """A VDI, or one of its snapshots, that a server has open for `clients` clients."""
+
+    vdi: int
+    snapshot: SnapshotId | None
+    read_only: bool
+    clients: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Snapshots that are left out of the drawing: how many, from when to when, their bytes."""
+
+    count: int = 0
+    first_ns: int = 0
+    last_ns: int = 0
+    own: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A snapshot that the drawing shows: one with clones, or the first or last of a log.
+    """A snapshot that the drawing shows: one with clones, open, or the first or last of a log.
 
-    `between` counts the snapshots left out between the point before it and this one.
-    A `damaged` point is a snapshot that clones name and the log does not (any more) have.
+    `fold` is what is left out between the point before it and this one; `own` are the bytes
+    written since the snapshot before. A `damaged` point is a snapshot that clones name and
+    the log does not (any more) have.
     """
 
     id: SnapshotId
     state: State = "live"
-    between: int = 0
+    fold: Fold = Fold()
     label: str = ""
     time_ns: int = 0
     size: int = 0
+    own: int = 0
+    exports: tuple[Export, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Branch:
     """One VDI: from the snapshot `fork` of VDI `parent` past its points to its live end.
 
-    `note` says what is wrong with it or unusual, in a few words.
+    `note` says what is wrong with it or unusual, in a few words. `own` are the bytes that
+    only this VDI holds; `exports` those of the VDI itself, not of its snapshots.
     """
 
     id: int
@@ -62,17 +94,21 @@ class Branch:
     fork: SnapshotId | None = None
     points: tuple[Point, ...] = ()
     note: str = ""
+    own: int = 0
+    exports: tuple[Export, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Tree:
     """VDIs by id, and the ids of the clones of each, in the order of their forks.
 
-    The children of None are those that are no clone, or whose parent is gone.
+    The children of None are those that are no clone, or whose parent is gone. `focus` is
+    the VDI whose family this is, if it is that of one.
     """
 
     branches: dict[int, Branch] = field(default_factory=dict)
     children: dict[int | None, list[int]] = field(default_factory=dict)
+    focus: int | None = None
 
     def walk(self) -> Iterator[tuple[Branch, tuple[bool, ...]]]:
         """Yield every VDI, parents first, each with a path from its root down to itself.
@@ -107,32 +143,52 @@ class Tree:
                 "parent": branch.parent,
                 "fork": branch.fork and {"block": branch.fork.block, "offset": branch.fork.offset},
                 "note": branch.note or None,
-                "points": [
-                    {
-                        "block": point.id.block,
-                        "offset": point.id.offset,
-                        "state": point.state,
-                        "between": point.between,
-                        "label": point.label or None,
-                        "time": point.time_ns,
-                        "size": point.size,
-                    }
-                    for point in branch.points
-                ],
+                "own": branch.own,
+                "exports": _exports_data(branch.exports),
+                "points": [_point_data(point) for point in branch.points],
             }
             for branch, _ in self.walk()
         ]
 
 
+def _point_data(point: Point) -> dict[str, Any]:
+    fold = point.fold
+    return {
+        "block": point.id.block,
+        "offset": point.id.offset,
+        "state": point.state,
+        "between": fold.count,
+        "label": point.label or None,
+        "time": point.time_ns,
+        "size": point.size,
+        "own": point.own,
+        "folded": {"first": fold.first_ns, "last": fold.last_ns, "own": fold.own}
+        if fold.count
+        else None,
+        "exports": _exports_data(point.exports),
+    }
+
+
+def _exports_data(exports: Sequence[Export]) -> list[dict[str, Any]]:
+    return [{"read_only": export.read_only, "clients": export.clients} for export in exports]
+
+
 # -- reading ---------------------------------------------------------------------------
 
 
-def read_tree(store: Blockstore, family: int | None = None) -> Tree:
+def read_tree(
+    store: Blockstore,
+    family: int | None = None,
+    exports: Sequence[Export] = (),
+    progress: Progress = silent,
+) -> Tree:
     """Gather the tree of a store, or of one VDI with its ancestors and descendants.
 
     Args:
         store: an open store.
-        family: the id of the VDI.
+        family: the id of the VDI; of its snapshots the newest are points as well.
+        exports: what servers have open.
+        progress: called with how many VDIs are read, and of how many.
     """
     registry = Registry(store)
     found = {number: _settled(registry, number, record) for number, record in registry.scan()}
@@ -142,14 +198,23 @@ def read_tree(store: Blockstore, family: int | None = None) -> Tree:
     for number in shown:
         if number in parents:
             forks[parents[number]].add(_fork(found[number]))
-    tree = Tree()
-    for number in sorted(shown):
+    opened: dict[int, list[Export]] = {}
+    for export in exports:
+        opened.setdefault(export.vdi, []).append(export)
+    tree = Tree(focus=family)
+    for done, number in enumerate(sorted(shown)):
+        progress(done, len(shown))
         record = found[number]
         if forks[number]:
             # Its clones may hang on snapshots that were taken after it was read.
             record = _settled(registry, number, record)
         tree.branches[number] = _branch(
-            store, number, record, forks[number], parents.get(number), notes.get(number, "")
+            store,
+            number,
+            record,
+            parents.get(number),
+            notes.get(number, ""),
+            _Marks(forks[number], opened.get(number, []), _NEWEST if number == family else 1),
         )
     for number in tree.branches:
         tree.children.setdefault(parents.get(number), []).append(number)
@@ -232,18 +297,32 @@ def _shown(found: dict[int, _Found], parents: dict[int, int], family: int | None
     return shown
 
 
+class _Marks(NamedTuple):
+    """What makes a snapshot of a VDI a point: clones, exports, being one of the newest."""
+
+    forks: set[SnapshotId]
+    exports: Sequence[Export]
+    newest: int
+
+    def of(self, where: SnapshotId | None) -> tuple[Export, ...]:
+        """Return the exports of one snapshot, or of the VDI itself."""
+        return tuple(export for export in self.exports if export.snapshot == where)
+
+
 def _branch(
     store: Blockstore,
     number: int,
     record: _Found,
-    forks: set[SnapshotId],
     parent: int | None,
     note: str,
+    marks: _Marks,
 ) -> Branch:
     if isinstance(record, Corrupt):
-        lost = tuple(Point(where, "damaged") for where in sorted(forks))
-        return Branch(number, "", "damaged", points=lost, note=record.message)
-    points, trouble = _points(store, record, forks)
+        lost = tuple(Point(where, "damaged") for where in sorted(marks.forks))
+        return Branch(
+            number, "", "damaged", points=lost, note=record.message, exports=marks.of(None)
+        )
+    points, trouble = _points(store, record, marks)
     return Branch(
         number,
         printable(record.name),
@@ -256,34 +335,52 @@ def _branch(
         _fork(record) if record.parent_vdi != NO_VDI else None,
         points,
         "; ".join(filter(None, (note, trouble))),
+        record.own << BLOCK_SHIFT,
+        marks.of(None),
     )
 
 
-def _points(
-    store: Blockstore, record: VdiRecord, forks: set[SnapshotId]
-) -> tuple[tuple[Point, ...], str]:
+def _points(store: Blockstore, record: VdiRecord, marks: _Marks) -> tuple[tuple[Point, ...], str]:
     """Return the points of a VDI's log, oldest first, and what is wrong with the log."""
-    snapshots = []
+    snapshots: list[_Entry] = []
     deleted: set[tuple[int, int]] = set()
     trouble = ""
     try:
         for where, line in history(store, record):
             if line.kind == KIND_TOMBSTONE:
                 deleted.add((line.root, line.size))
-            elif line.kind == KIND_SNAPSHOT and (where in forks or where not in deleted):
+            elif line.kind == KIND_SNAPSHOT and (where in marks.forks or where not in deleted):
                 snapshots.append((where, line))
     except ParallaxError as error:
         trouble = f"snapshot log: {error.message}"
     snapshots.reverse()
-    lost = forks.difference(where for where, _ in snapshots)
+    lost = marks.forks.difference(where for where, _ in snapshots)
     if lost and not trouble:
         trouble = "clones name snapshots that its log does not have"
     points = [Point(where, "damaged") for where in sorted(lost)]
+    wanted = marks.forks.union(export.snapshot for export in marks.exports if export.snapshot)
     before = -1
     for i, (where, line) in enumerate(snapshots):
-        if where in forks or i in (0, len(snapshots) - 1):
-            state: State = "deleted" if where in deleted else "live"
-            label = printable(line.label)
-            points.append(Point(where, state, i - before - 1, label, line.time_ns, line.size))
+        if where in wanted or i == 0 or i >= len(snapshots) - marks.newest:
+            points.append(
+                Point(
+                    where,
+                    "deleted" if where in deleted else "live",
+                    _fold(snapshots[before + 1 : i]),
+                    printable(line.label),
+                    line.time_ns,
+                    line.size,
+                    line.own << BLOCK_SHIFT,
+                    marks.of(where),
+                )
+            )
             before = i
     return tuple(points), trouble
+
+
+def _fold(left_out: Sequence[_Entry]) -> Fold:
+    if not left_out:
+        return Fold()
+    (_, first), (_, last) = left_out[0], left_out[-1]
+    own = sum(line.own for _, line in left_out) << BLOCK_SHIFT
+    return Fold(len(left_out), first.time_ns, last.time_ns, own)

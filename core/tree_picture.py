@@ -3,40 +3,30 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from core.device import io_error
 from core.errors import BadRequest, IoFailed, NotFound
-from core.snaplog import SnapshotId
-from core.text import columns, human_size
-from core.tree import Branch, Point, State, Tree
+from core.tree import Tree
+from core.tree_frames import Frame, arrange, frame_columns
+from core.tree_labels import QUIET, card_look, frame_look, port, quoted, tooltip
+from core.tree_svg import for_browsers
 
 if TYPE_CHECKING:
-    import pydot
+    import subprocess
 
 _KINDS: Final = {".svg": "svg", ".ps": "ps:cairo", ".png": "png", ".pdf": "pdf"}
-_WRAP: Final = 32
-_GROUP: Final = 8
-_TALL: Final = 8
-_COLOURS: Final[dict[State, str]] = {"live": "#dcebf9", "deleted": "#e4e4e4", "damaged": "#f9d6d2"}
-_EDGES: Final[dict[State, str]] = {"live": "#39658f", "deleted": "#8a8a8a", "damaged": "#b3392b"}
-_CLONED: Final[dict[str, Any]] = {"color": '"#8a8a8a"'}
-_OWN_LOG: Final[dict[str, Any]] = {
-    "color": '"#39658f"',
-    "arrowhead": "none",
-    "penwidth": "1.4",
-    "weight": "8",
-}
+_PATIENCE: Final = 1.0
 
 
-def dot_text(tree: Tree) -> str:
+def dot_text(tree: Tree, title: str = "") -> str:
     """Return the tree in the dot language of Graphviz, time running from left to right.
 
-    A VDI is a box; its log is a line of points that ends there. Many clones of one
-    snapshot that have none themselves stand together in a frame, as do many unrelated VDIs.
+    A VDI is a card that lists its points; the clones of a snapshot hang on its line of the
+    card. What would not fit stands in frames.
     """
     import pydot  # here, because it takes longer to load than the tree takes to read
 
@@ -44,175 +34,44 @@ def dot_text(tree: Tree) -> str:
         "parallax",
         graph_type="digraph",
         rankdir="LR",
-        compound="true",
-        nodesep="0.08",
-        ranksep="0.35",
+        ordering="out",
+        nodesep="0.09",
+        ranksep="0.4",
         fontname="Helvetica",
-        fontsize="9",
-        fontcolor=_quoted("#555555"),
+        fontsize="12",
+        fontcolor=quoted(QUIET),
+        bgcolor=quoted("#ffffff"),
+        pad="0.2",
+        labelloc="t",
+        labeljust="l",
+        label=quoted(title),
+        tooltip=quoted(title or " "),
     )
-    graph.set_node_defaults(fontname="Helvetica", fontsize="10", style="filled")
+    graph.set_node_defaults(fontname="Helvetica", fontsize="10", shape="plain")
     graph.set_edge_defaults(
-        fontname="Helvetica",
-        fontsize="8",
-        fontcolor=_quoted("#555555"),
         arrowsize="0.5",
+        color=quoted("#8a8a8a"),
     )
-    crowds: dict[tuple[int | None, SnapshotId | None], list[Branch]] = {}
-    for branch, _ in tree.walk():
-        if branch.points or branch.note or branch.state != "live":
-            _add_line(graph, branch)
-        else:
-            crowds.setdefault((branch.parent, branch.fork), []).append(branch)
-    for crowd in crowds.values():
-        if len(crowd) > (_GROUP if crowd[0].fork else 1):
-            _add_frame(graph, crowd)
-        else:
-            for branch in crowd:
-                _add_line(graph, branch)
+    layout = arrange(tree)
+    holders = {b.id: _frame_name(f) for f in layout.frames for _, b in f.cells}
+    parts = {branch.id: card_look(branch) for branch in layout.lines}
+    for frame in layout.frames:
+        parts[frame.cells[0][1].id] = frame_look(frame, frame_columns(layout, frame))
+    order = [branch for branch, _ in tree.walk() if branch.id in parts]
+    for branch in reversed(order):  # Graphviz begins at the bottom
+        name = holders.get(branch.id, f"vdi_{branch.id}")
+        graph.add_node(pydot.Node(name, **parts[branch.id]))
+    for branch in order:
+        if branch.parent is not None and branch.fork is not None:
+            name = holders.get(branch.id, f"vdi_{branch.id}")
+            start = holders.get(branch.parent) or f"vdi_{branch.parent}:{port(branch.fork)}:e"
+            said = tooltip(f"cloned from snapshot {branch.fork} of VDI {branch.parent}")
+            graph.add_edge(pydot.Edge(start, name, tooltip=said))
     return str(graph.to_string())
 
 
-def _add_line(graph: pydot.Graph, branch: Branch) -> None:
-    """Add a VDI with its points, from the snapshot it was cloned from.
-
-    A log with many points runs from top to bottom, its clones beside it.
-    """
-    import pydot
-
-    line = graph
-    if len(branch.points) > _TALL:
-        line = pydot.Subgraph(f"line_{branch.id}", rank="same")
-        graph.add_subgraph(line)
-    before = ""
-    if branch.parent is not None and branch.fork is not None:
-        before = _point_name(branch.parent, branch.fork)
-    look = _CLONED
-    for point in branch.points:
-        name = _point_name(branch.id, point.id)
-        line.add_node(pydot.Node(name, **_point_look(point)))
-        if before:
-            graph.add_edge(pydot.Edge(before, name, **look, **_folded(point.between)))
-        before, look = name, _OWN_LOG
-    line.add_node(pydot.Node(f"vdi_{branch.id}", **_vdi_look(branch)))
-    if before:
-        graph.add_edge(pydot.Edge(before, f"vdi_{branch.id}", **look))
-
-
-def _add_frame(graph: pydot.Dot, crowd: list[Branch]) -> None:
-    """Add VDIs that have no points in a frame, side by side in rows of about equal look."""
-    import pydot
-
-    first = crowd[0]
-    columns = max(1, round((len(crowd) / 5) ** 0.5))
-    title = f"{len(crowd)} VDIs without snapshots or clones"
-    if first.parent is not None:
-        title = f"{len(crowd)} clones without snapshots"
-    frame = pydot.Subgraph(
-        f"cluster_{first.id}",
-        label=_quoted(title),
-        color=_quoted("#b8c4d0"),
-        style="rounded",
-        tooltip=_quoted(title),
-    )
-    for i, branch in enumerate(crowd):
-        frame.add_node(pydot.Node(f"vdi_{branch.id}", **_vdi_look(branch)))
-        if i % columns:
-            frame.add_edge(pydot.Edge(f"vdi_{crowd[i - 1].id}", f"vdi_{branch.id}", style="invis"))
-    graph.add_subgraph(frame)
-    if first.parent is not None and first.fork is not None:
-        middle = crowd[len(crowd) // columns // 2 * columns]
-        fork = _point_name(first.parent, first.fork)
-        graph.add_edge(pydot.Edge(fork, f"vdi_{middle.id}", lhead=f"cluster_{first.id}", **_CLONED))
-
-
-def _vdi_look(branch: Branch) -> dict[str, Any]:
-    """Return the attributes of the box of a VDI."""
-    title = f"{branch.id}: {branch.name}" if branch.name else f"{branch.id}"
-    lines = _wrapped(title) + ([] if branch.state == "live" else [branch.state])
-    about = [
-        branch.name,
-        f"VDI {branch.id}, {human_size(branch.size)}, {branch.snapshots} snapshots",
-        f"created {_time(branch.created_ns)}",
-        f"written {_time(branch.modified_ns)}",
-    ]
-    if branch.state == "damaged":
-        about = [f"VDI {branch.id}"]
-    return {
-        "label": _quoted(*lines),
-        "shape": "box",
-        "height": "0.28",
-        "margin": _quoted("0.1,0.04"),
-        "color": _quoted(_EDGES[branch.state]),
-        "fillcolor": _quoted(_COLOURS[branch.state]),
-        "tooltip": _tooltip(*about, branch.note),
-    }
-
-
-def _point_look(point: Point) -> dict[str, Any]:
-    """Return the attributes of a point."""
-    where = f"({point.id.block}, {point.id.offset})"
-    about = [f"snapshot {point.id}"]
-    if point.state == "damaged":
-        about.append("not in the log")
-    else:
-        about += [point.label, _time(point.time_ns), human_size(point.size)]
-    if point.state == "deleted":
-        about.append("deleted")
-    return {
-        "label": _quoted(where, *_wrapped(point.label)),
-        "shape": "box",
-        "height": "0.2",
-        "width": "0.2",
-        "margin": _quoted("0.05,0.02"),
-        "style": _quoted("filled,rounded"),
-        "fontsize": "8",
-        "color": _quoted(_EDGES[point.state]),
-        "fillcolor": _quoted("white"),
-        "fontcolor": _quoted(_EDGES[point.state]),
-        "tooltip": _tooltip(*about),
-    }
-
-
-def _folded(snapshots: int) -> dict[str, Any]:
-    """Return the attributes of an edge that stands for some snapshots."""
-    if not snapshots:
-        return {}
-    said = _quoted(f"{snapshots} snapshots")
-    return {"label": str(snapshots), "tooltip": said, "labeltooltip": said}
-
-
-def _point_name(vdi: int, where: SnapshotId) -> str:
-    return f"snap_{vdi}_{where.block}_{where.offset}"
-
-
-def _quoted(*lines: str) -> str:
-    """Return lines as one string of the dot language that shows them just as they are."""
-    escaped = (
-        line.replace("&", "&amp;").replace("\\", "\\\\").replace('"', '\\"') for line in lines
-    )
-    return '"' + "\\n".join(escaped) + '"'
-
-
-def _tooltip(*lines: str) -> str:
-    """Return lines as a tooltip, in which Graphviz replaces backslashes twice."""
-    return _quoted(*(line.replace("\\", "\\\\") for line in lines if line))
-
-
-def _wrapped(text: str) -> list[str]:
-    """Return text in lines of at most 32 columns, nothing left out."""
-    lines = [""] if text else []
-    for c in text:
-        if columns(lines[-1] + c) > _WRAP:
-            lines.append("")
-        lines[-1] += c
-    return lines
-
-
-def _time(time_ns: int) -> str:
-    with suppress(ValueError, OverflowError, OSError):
-        return f"{datetime.fromtimestamp(time_ns // 10**9, UTC):%Y-%m-%d %H:%M:%S} UTC"
-    return "at an unknown time"
+def _frame_name(frame: Frame) -> str:
+    return f"frame_{frame.cells[0][1].id}"
 
 
 def picture_kind(path: str) -> str:
@@ -231,43 +90,74 @@ def picture_kind(path: str) -> str:
     return _KINDS[suffix]
 
 
-def draw(tree: Tree, kind: str) -> bytes:
+def draw(tree: Tree, kind: str, title: str = "", slow: Callable[[], None] = lambda: None) -> bytes:
     """Return a picture of the tree in a format of Graphviz, or its text for "dot".
+
+    Args:
+        tree: what to draw.
+        kind: the format.
+        title: a heading.
+        slow: called when Graphviz takes longer than a second; it never says how far it is.
 
     Raises:
         NotFound: Graphviz is not installed.
         IoFailed: Graphviz failed.
     """
-    text = dot_text(tree).encode()
+    text = dot_text(tree, title).encode()
     if kind == "dot":
         return text
     import subprocess
 
     try:
-        done = subprocess.run(["dot", f"-T{kind}"], input=text, capture_output=True, check=False)
+        process = subprocess.Popen(
+            ["dot", f"-T{kind}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
     except FileNotFoundError as error:
         raise NotFound(
             "drawing needs the program 'dot' of Graphviz, which is not installed",
             "install the package graphviz (apt install graphviz), or write a .dot file",
         ) from error
-    if done.returncode or not done.stdout:
-        said = done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
+    with process:
+        try:
+            picture, errors = _answer(process, text, slow)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode or not picture:
+        said = errors.decode(errors="replace").strip().splitlines() or ["it said nothing"]
         raise IoFailed(
-            f"Graphviz failed (status {done.returncode}): {said[0]}",
+            f"Graphviz failed (status {process.returncode}): {said[0]}",
             "write a .dot file and look at it",
         )
-    return done.stdout
+    return for_browsers(picture, title) if kind == "svg" else picture
 
 
-def save(tree: Tree, path: str) -> None:
+def _answer(
+    process: subprocess.Popen[bytes], text: bytes, slow: Callable[[], None]
+) -> tuple[bytes, bytes]:
+    from subprocess import TimeoutExpired
+
+    try:
+        return process.communicate(text, timeout=_PATIENCE)
+    except TimeoutExpired:
+        slow()
+        return process.communicate()
+
+
+def save(tree: Tree, path: str, title: str = "", slow: Callable[[], None] = lambda: None) -> None:
     """Draw the tree into a file, in the format that its name ends in, all or nothing.
+
+    Arguments as those of `draw`.
 
     Raises:
         BadRequest: its name ends in no format that can be drawn.
         NotFound: Graphviz is not installed, or there is no such folder.
         IoFailed, NoSpace, ReadOnly: it could not be drawn or written.
     """
-    picture = draw(tree, picture_kind(path))
+    picture = draw(tree, picture_kind(path), title, slow)
     path = os.path.realpath(path)
     folder, name = os.path.split(path)
     part = os.path.join(folder, f".{name[:200]}.{token_hex(4)}.part")

@@ -12,7 +12,8 @@ import pytest
 from support.stores import poke, small_store
 
 from core.session import Session
-from plxsh.__main__ import run
+from plxsh.cli import run
+from plxsh.exports import OpenExport
 
 NOT_FOUND, USAGE = 3, 2
 
@@ -79,9 +80,59 @@ def test_a_narrow_terminal_gets_narrow_lines(
     assert run(["-s", store, "tree"]) == 0
     assert "n" * 255 in capsys.readouterr().out
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setenv("COLUMNS", "60")
+    for width in (60, 20):
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert run(["-s", store, "--no-color", "tree"]) == 0
+        out, told = capsys.readouterr()
+        assert max(map(len, out.splitlines())) == width
+    assert told == "no room for SIZE, OWN, SNAPS, AGE, FROM; -o json has it all\n"
+
+
+def test_one_vdi_shows_its_snapshots(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["-s", store, "tree", "base"]) == 0
+    lines = [line[4:].split("  SIZE")[0] for line in capsys.readouterr().out.splitlines()]
+    assert lines[2].startswith("└─ @")
+    assert lines[3].startswith("   └─ web ")
+    assert lines[4].startswith("      └─ @")
+    assert lines[5].startswith("         └─ web-1 ")
+
+
+def test_a_terminal_gets_colours_unless_it_should_not(
+    store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
     assert run(["-s", store, "tree"]) == 0
-    assert max(map(len, capsys.readouterr().out.splitlines())) == 60
+    assert "\x1b[1mID  NAME" in capsys.readouterr().out
+    assert run(["-s", store, "--no-color", "tree"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_open_exports_are_shown(
+    store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Session.open(store, "read") as session:
+        snapshot = next(session.snapshots(session.registry.find("base")))
+    exports = [
+        OpenExport(1, "web", None, False, ("vm-1", "vm-2"), store),
+        OpenExport(0, f"base@{snapshot.id}", str(snapshot.id), True, ("vm-3",), store),
+    ]
+    monkeypatch.setattr("plxsh.commands.tree.open_exports", lambda _: exports)
+    assert run(["-s", store, "tree"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    at = lines[0].index("OPEN")
+    assert [line[at:].split("  ")[0].strip() for line in lines[1:4]] == ["s", "w 2 clients", ""]
+    assert run(["-s", store, "-o", "json", "tree"]) == 0
+    base, web, *_ = data(capsys)["vdis"]
+    assert web["exports"] == [{"read_only": False, "clients": 2}]
+    assert base["points"][0]["exports"] == [{"read_only": True, "clients": 1}]
+
+
+def test_a_form_of_output_behind_the_command_is_no_file(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["-s", store, "tree", "-o", "json"]) == 0
+    assert len(data(capsys)["vdis"]) == 4
 
 
 def test_a_terminal_without_unicode_gets_ascii(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,8 +178,8 @@ def test_dot_goes_into_a_file(
     assert capsys.readouterr() == ("", "")
     text = target.read_text()
     assert text.startswith("digraph parallax {")
-    assert "vdi_2 [" in text
-    assert "vdi_3 [" not in text
+    assert 'ID="vdi_2"' in text
+    assert 'ID="vdi_3"' not in text
 
 
 def test_json_and_a_file_go_together(

@@ -21,6 +21,7 @@ ORDER = (
     "device",
     "extent",
     "blockstore",
+    "progress",
     "mkfs",
     "radix",
     "snaplog",
@@ -38,6 +39,9 @@ ORDER = (
     "text",
     "tree",
     "tree_text",
+    "tree_frames",
+    "tree_labels",
+    "tree_svg",
     "tree_picture",
     "tap",
 )

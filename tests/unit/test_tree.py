@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import stat
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pydot
 import pytest
@@ -24,13 +27,16 @@ from core.format import BLOCK_MASK, FREE, LOG_RECORDS, NO_VDI, VdiRecord
 from core.session import Session
 from core.snaplog import Snapshot, SnapshotId
 from core.text import columns, human_size
-from core.tree import Branch, Point, Tree, read_tree
+from core.tree import Branch, Export, Fold, Point, Tree, read_tree
+from core.tree_frames import arrange, frame_columns
 from core.tree_picture import dot_text, draw, picture_kind, save
-from core.tree_text import text_lines
+from core.tree_text import Span, plain, text_drawing
 
 # pydot reads dot text with names that the newest pyparsing calls old.
 pytestmark = pytest.mark.filterwarnings("ignore:.* deprecated - use:DeprecationWarning")
 
+NOW = time.time_ns()
+DAY = 86400 * 10**9
 HOSTILE = [
     'say "hi"',
     '"all quoted"',
@@ -114,10 +120,12 @@ def invented(count: int) -> Tree:
     """A tree of VDIs in one long line of clones, without a store."""
     tree = Tree()
     for number in range(count):
-        parent = number - 1 if number else None
-        tree.branches[number] = Branch(number, f"name-{number}", "live", parent=parent)
-        tree.children[parent] = [number]
+        add(tree, number, number - 1 if number else None)
     return tree
+
+
+def text_lines(tree: Tree, width: int = 80, unicode: bool = True) -> list[str]:
+    return plain(text_drawing(tree, NOW, width, unicode).lines)
 
 
 def parsed(tree: Tree) -> pydot.Dot:
@@ -128,34 +136,36 @@ def parsed(tree: Tree) -> pydot.Dot:
 
 
 def nodes(graph: pydot.Graph) -> dict[str, dict[str, str]]:
-    """Attributes of all nodes, also those in frames."""
+    """Attributes of all nodes: cards and frames."""
     found = {n.get_name(): n.get_attributes() for n in graph.get_nodes()}
-    for frame in graph.get_subgraphs():
-        found |= nodes(frame)
     return {name: look for name, look in found.items() if name not in ("node", "edge", "graph")}
 
 
-def edges(graph: pydot.Graph) -> dict[tuple[str, str], dict[str, str]]:
-    return {(e.get_source(), e.get_destination()): e.get_attributes() for e in graph.get_edges()}
+def edges(graph: pydot.Graph) -> set[tuple[str, str]]:
+    return {(str(e.get_source()), str(e.get_destination())) for e in graph.get_edges()}
 
 
-def shown(quoted: str) -> list[str]:
-    """The lines that Graphviz shows for a quoted string, by its rules."""
-    assert quoted[0] == quoted[-1] == '"'
-    lines, text = [""], quoted[1:-1]
-    i = 0
-    while i < len(text):
-        if text[i] == "\\":
-            i += 1
-            if text[i] == "n":
-                lines.append("")
-            else:
-                assert text[i] in '\\"'
-                lines[-1] += text[i]
-        else:
-            lines[-1] += text[i]
-        i += 1
-    return [line.replace("&amp;", "&") for line in lines]
+def cells(graph: pydot.Graph) -> dict[str, Cell]:
+    """All that has an id of its own, cards' lines and VDIs in frames included."""
+    found = {}
+    for look in nodes(graph).values():
+        label = ET.fromstring(look["label"][1:-1])
+        for td in label.iter("TD"):
+            if "ID" in td.attrib:
+                for line_break in td.iter("BR"):
+                    line_break.tail = "\n" + (line_break.tail or "")
+                found[td.get("ID", "")] = Cell(
+                    "".join(td.itertext()).replace("\xa0", " ").replace("\\\\", "\\").split("\n"),
+                    td.get("TOOLTIP", "").replace("\\\\", "\\").split("\n"),
+                    {*td.attrib.values()},
+                )
+    return found
+
+
+class Cell(NamedTuple):
+    lines: list[str]
+    tooltip: list[str]
+    looks: set[str]
 
 
 # -- what is gathered ------------------------------------------------------------------
@@ -173,7 +183,7 @@ def test_a_chain_of_snapshots_is_one_number(session: Session) -> None:
     ids = [session.snapshot(base) for _ in range(100)]
     session.create("clone", 0, snapshot_of(session, base, ids[40]))
     tree = read_tree(session.store)
-    assert [(p.id, p.between) for p in tree.branches[0].points] == [
+    assert [(p.id, p.fold.count) for p in tree.branches[0].points] == [
         (ids[0], 0),
         (ids[40], 39),
         (ids[99], 58),
@@ -194,7 +204,7 @@ def test_deleted_snapshots_do_not_count_unless_clones_hang_on_them(session: Sess
     for n in (0, 2, 4, 5, 9):
         session.delete_snapshot(snapshot_of(session, base, ids[n]))
     points = read_tree(session.store).branches[0].points
-    assert [(p.id, p.state, p.between) for p in points] == [
+    assert [(p.id, p.state, p.fold.count) for p in points] == [
         (ids[1], "live", 0),
         (ids[4], "deleted", 1),
         (ids[8], "live", 2),
@@ -226,7 +236,7 @@ def test_a_family_is_ancestors_and_descendants(session: Session) -> None:
     assert family(3) == ["base", "child", "grandchild"]
     assert family(4) == ["stranger"]
     [first, last] = read_tree(session.store, child.id).branches[0].points
-    assert first.between == last.between == 0
+    assert first.fold == last.fold == Fold()
 
 
 def test_deleted_vdis_are_drawn_only_for_their_clones(session: Session) -> None:
@@ -239,8 +249,9 @@ def test_deleted_vdis_are_drawn_only_for_their_clones(session: Session) -> None:
     assert {b.name: b.state for b in tree.branches.values()} == {"base": "deleted", "child": "live"}
     assert tree.children[base.id] == [child.id]
     assert "base (deleted)" in "\n".join(text_lines(tree))
-    label = nodes(parsed(tree))[f"vdi_{base.id}"]["label"]
-    assert shown(label) == ["0: base", "deleted"]
+    card = cells(parsed(tree))[f"vdi_{base.id}"]
+    assert card.lines == ["0: base", "0 B own of 1 MiB, deleted"]
+    assert card.tooltip[-1] == "deleted"
 
 
 @pytest.mark.parametrize("how", ["free", "reused", "never there"])
@@ -258,7 +269,7 @@ def test_a_clone_whose_parent_is_gone_is_a_root_with_a_note(session: Session, ho
     assert "which is gone" in tree.branches[child.id].note
     lines = text_lines(tree)
     assert any(line.startswith(f"! VDI {child.id}: clone of ") for line in lines)
-    assert f"vdi_{child.id}" in nodes(parsed(tree))
+    assert f"vdi_{child.id}" in cells(parsed(tree))
 
 
 def test_a_reader_beside_a_writer_finds_the_fork_of_a_new_clone(
@@ -300,13 +311,11 @@ def test_a_damaged_record_is_one_node_and_keeps_its_clones(session: Session) -> 
     text = "\n".join(text_lines(tree))
     assert "(damaged)" in text
     assert "! VDI 0: block" in text
-    graph = parsed(tree)
-    assert set(nodes(graph)) == {
-        "vdi_0",
-        "vdi_1",
-        "vdi_2",
-        f"snap_0_{child.parent_block}_{child.parent_offset}",
-    }
+    found = cells(parsed(tree))
+    fork = f"vdi_0_at_{child.parent_block}_{child.parent_offset}"
+    assert set(found) == {"vdi_0", "vdi_1", "vdi_2", fork}
+    assert found[fork].tooltip[1] == "not in the log"
+    assert "both records" in found["vdi_0"].tooltip[-1]
 
 
 def test_a_damaged_log_shows_what_can_be_read(session: Session) -> None:
@@ -323,7 +332,7 @@ def test_a_damaged_log_shows_what_can_be_read(session: Session) -> None:
     ]
     assert f"block {page}" in tree.branches[0].note
     assert tree.children[0] == [child.id]
-    assert f"snap_0_{ids[2].block}_{ids[2].offset}" in nodes(parsed(tree))
+    assert f"vdi_0_at_{ids[2].block}_{ids[2].offset}" in cells(parsed(tree))
 
 
 def test_a_fork_that_the_log_does_not_have_is_drawn(session: Session) -> None:
@@ -351,7 +360,7 @@ def test_loops_of_parents_are_cut(session: Session) -> None:
     assert all("descendant" in tree.branches[n].note for n in (0, 1))
     assert [b.id for b, _ in read_tree(session.store, 2).walk()] == [1, 3, 2]
     assert len(text_lines(tree)) >= 7
-    assert {f"vdi_{n}" for n in range(6)} <= set(nodes(parsed(tree)))
+    assert {f"vdi_{n}" for n in range(6)} <= set(cells(parsed(tree)))
 
 
 @pytest.mark.slow
@@ -397,7 +406,7 @@ def test_whatever_records_claim_is_drawn(
     else:
         assert (family in walked) == (family in live) or set(walked) & live
     assert len(text_lines(tree)) >= len(walked)
-    assert {f"vdi_{n}" for n in walked} <= set(nodes(parsed(tree)))
+    assert {f"vdi_{n}" for n in walked} <= set(cells(parsed(tree)))
 
 
 # -- as text ---------------------------------------------------------------------------
@@ -411,11 +420,11 @@ def test_the_text_is_aligned_and_says_it_all(session: Session) -> None:
     [at_base] = read_tree(session.store).branches[base.id].points
     [at_web] = read_tree(session.store).branches[web.id].points
     assert text_lines(read_tree(session.store)) == [
-        "ID  NAME           SIZE  SNAPS  FROM",
-        " 0  base         10 GiB      1  -",
-        f" 1  ├─ web       10 GiB      1  0@{at_base.id}",
-        f" 2  │  └─ web-1  10 GiB      0  1@{at_web.id}",
-        f" 3  └─ db        10 GiB      0  0@{at_base.id}",
+        "ID  NAME           SIZE  OWN  SNAPS  AGE  FROM",
+        " 0  base         10 GiB  0 B      1  now  -",
+        f" 1  ├─ web       10 GiB  0 B      1  now  0@{at_base.id}",
+        f" 2  │  └─ web-1  10 GiB  0 B      0  now  1@{at_web.id}",
+        f" 3  └─ db        10 GiB  0 B      0  now  0@{at_base.id}",
     ]
     ascii_only = text_lines(read_tree(session.store), unicode=False)
     assert [line[4:15] for line in ascii_only[1:]] == [
@@ -437,16 +446,83 @@ def test_long_names_are_cut_to_the_width(session: Session, width: int, unicode: 
     assert max(map(columns, lines)) <= width
     sizes = {columns(line[: line.index(" MiB")]) for line in lines[1:]}
     assert len(sizes) == 1
+    assert all("@" in line for line in lines[2:])
     assert "x" * 8 in "\n".join(lines)
     if not unicode:
         assert all(line.isascii() for line in lines)
 
 
+@pytest.mark.parametrize("unicode", [True, False])
+@pytest.mark.parametrize("focus", [None, 0])
+def test_every_width_is_kept_and_what_is_left_out_is_said(
+    session: Session, unicode: bool, focus: int | None
+) -> None:
+    base = session.create("base", 10 << 30)
+    for name in HOSTILE:
+        clone(session, base, name)
+    child = clone(session, base, "磁" * 40)
+    for depth in range(12):
+        child = clone(session, child, f"deep {depth}")
+    damage(session, clone(session, base, "damaged"))
+    exports = [Export(1, None, False, 12)]
+    tree = read_tree(session.store, focus, exports)
+    wide = text_drawing(tree, NOW, 300, unicode)
+    assert wide.left_out == []
+    headings = plain(wide.lines)[0].split()
+    for width in range(20, 121):
+        drawing = text_drawing(tree, NOW, width, unicode)
+        lines = plain(drawing.lines)
+        assert max(map(columns, lines)) <= width
+        assert sorted(lines[0].split() + drawing.left_out) == sorted(headings)
+        assert len(lines) >= len(wide.lines)
+    assert text_drawing(tree, NOW, 20, unicode).left_out == headings[2:]
+
+
+def test_the_tree_of_one_vdi_shows_its_snapshots_and_clones_below_them(session: Session) -> None:
+    base = session.create("base", 1 << 20)
+    ids = [session.snapshot(base, f"l{n}") for n in range(50)]
+    web = session.create("web", 0, snapshot_of(session, base, ids[3]))
+    at_web = session.snapshot(current(session, web), "mine")
+    session.create("web-1", 0, snapshot_of(session, web, at_web))
+    session.create("db", 0, snapshot_of(session, base, ids[-1]))
+    lines = text_lines(read_tree(session.store, base.id), 120)
+    room = lines[0].index("SIZE") - 3
+    newest_shown = [f"├─ @{where} l{n}" for n, where in [*enumerate(ids)][10:-1]]
+    assert [line[4:room].rstrip() for line in lines[1:]] == [
+        "base",
+        f"├─ @{ids[0]} l0",
+        "├─ +2 snapshots, now",
+        f"├─ @{ids[3]} l3",
+        "│  └─ web",
+        f"│     └─ @{at_web} mine",
+        "│        └─ web-1",
+        "├─ +6 snapshots, now",
+        *newest_shown,
+        f"└─ @{ids[-1]} l49",
+        "   └─ db",
+    ]
+    below = text_lines(read_tree(session.store, web.id), 120)
+    assert sum("@" in line for line in below) == 2, "of the parent only the fork is shown"
+    assert text_drawing(read_tree(session.store, web.id), NOW).lines[3][2].look == "focus"
+
+
+def test_looks_say_what_is_wrong() -> None:
+    tree = invented(3)
+    tree.branches[0] = replace(tree.branches[0], state="deleted")
+    tree.branches[1] = replace(tree.branches[1], state="damaged", name="", note="block 9 is bad")
+    lines = text_drawing(tree, NOW).lines
+    assert lines[0][0].look == "heading"
+    assert Span("name-0 (deleted)", "deleted") in lines[1]
+    assert Span("(damaged)", "damaged") in lines[2]
+    assert Span("name-2") in lines[3]
+    assert lines[4] == [Span("! VDI 1: block 9 is bad", "damaged")]
+
+
 def test_a_name_that_fits_is_never_cut() -> None:
     tree = invented(3)
-    tree.branches[2] = replace(tree.branches[2], name="n" * 41)
-    assert "n" * 41 in text_lines(tree, 80)[3]
-    assert "n" * 41 not in text_lines(tree, 60)[3]
+    tree.branches[2] = replace(tree.branches[2], name="n" * 36)
+    assert "n" * 36 in text_lines(tree, 80)[3]
+    assert "n" * 36 not in text_lines(tree, 60)[3]
 
 
 def test_a_very_deep_family_keeps_room_for_names() -> None:
@@ -483,36 +559,66 @@ def test_sizes(size: int, text: str) -> None:
 # -- as a picture ----------------------------------------------------------------------
 
 
-def test_the_dot_text_has_boxes_points_and_numbers(session: Session) -> None:
+def test_a_card_lists_snapshots_and_clones_hang_on_them(session: Session) -> None:
     base = session.create("base", 1 << 20)
     ids = [session.snapshot(base, "first" if n == 0 else "") for n in range(9)]
     session.create("clone", 0, snapshot_of(session, base, ids[5]))
     graph = parsed(read_tree(session.store))
-    first, fork, last = (f"snap_0_{ids[n].block}_{ids[n].offset}" for n in (0, 5, 8))
-    found = nodes(graph)
-    assert set(found) == {"vdi_0", "vdi_1", first, fork, last}
-    assert shown(found["vdi_0"]["label"]) == ["0: base"]
-    assert found["vdi_0"]["shape"] == "box"
-    assert shown(found[first]["label"]) == [f"({ids[0].block}, 0)", "first"]
-    assert shown(found["vdi_0"]["tooltip"])[:2] == ["base", "VDI 0, 1 MiB, 9 snapshots"]
-    lines = edges(graph)
-    assert {pair: look.get("label") for pair, look in lines.items()} == {
-        (first, fork): "4",
-        (fork, last): "2",
-        (last, "vdi_0"): None,
-        (fork, "vdi_1"): None,
-    }
+    assert set(nodes(graph)) == {"vdi_0", "vdi_1"}
+    first, fork, last = (f"at_{ids[n].block}_{ids[n].offset}" for n in (0, 5, 8))
+    found = cells(graph)
+    assert set(found) == {"vdi_0", "vdi_1", *(f"vdi_0_{port}" for port in (first, fork, last))}
+    assert found["vdi_0"].lines == ["0: base", "0 B own of 1 MiB"]
+    assert found["vdi_0"].tooltip[:2] == ["base", "VDI 0, 1 MiB, 0 B of its own"]
+    assert f"9 snapshots, the last shown {ids[8]}" in found["vdi_0"].tooltip
+    assert found[f"vdi_0_{first}"].lines == [f"first  {ids[0]}"]
+    assert found[f"vdi_0_{first}"].tooltip[:2] == [f"snapshot {ids[0]} of VDI 0 base", "first"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d [\d:]{8} UTC", found[f"vdi_0_{first}"].tooltip[2])
+    assert edges(graph) == {(f"vdi_0:{fork}:e", "vdi_1")}
+    label = nodes(graph)["vdi_0"]["label"]
+    assert re.findall(r"\+(\d+) snapshots,", label) == ["4", "2"]
+    assert re.search(r'TOOLTIP="4 snapshots left out, 0 B of their own&#10;from [^"]*UTC', label)
 
 
 def test_names_come_back_from_the_dot_text(session: Session) -> None:
     for name in HOSTILE:
         session.create(name, 1 << 20)
     clone(session, current(session, session.registry.find(HOSTILE[3])), "clone")
-    found = nodes(parsed(read_tree(session.store)))
+    found = cells(parsed(read_tree(session.store)))
     for number, name in enumerate(HOSTILE):
-        look = found[f"vdi_{number}"]
-        assert "".join(shown(look["label"])) == f"{number}: {name}"
-        assert all(columns(line) <= 32 for line in shown(look["label"]))
+        lines, tooltip, _ = found[f"vdi_{number}"]
+        assert "".join(lines).startswith(f"{number}: {name}")
+        assert all(columns(line) <= 32 for line in lines[:-1])
+        assert tooltip[0] == name
+
+
+def test_what_is_open_is_marked(session: Session) -> None:
+    base = session.create("base", 1 << 20)
+    ids = [session.snapshot(base) for _ in range(9)]
+    clone(session, base, "clone")
+    exports = [Export(0, ids[4], True, 1), Export(1, None, False, 2)]
+    tree = read_tree(session.store, exports=exports)
+    assert [p.id for p in tree.branches[0].points if p.exports] == [ids[4]]
+    lines = text_lines(tree)
+    at = lines[0].index("OPEN")
+    assert [line[at : at + 12].rstrip() for line in lines] == ["OPEN", "s", "w 2 clients"]
+    assert [Span("base", "open")] == [s for s in text_drawing(tree, NOW).lines[1] if s.look]
+    found = cells(parsed(tree))
+    assert found["vdi_0"].lines[-1] == "a snapshot is open"
+    assert found["vdi_1"].lines[-1] == "open, 2 clients"
+    assert found[f"vdi_0_at_{ids[4].block}_{ids[4].offset}"].tooltip[-1] == "open to read, 1 client"
+    [base_data, clone_data] = tree.data()
+    assert clone_data["exports"] == [{"read_only": False, "clients": 2}]
+    assert [p["exports"] for p in base_data["points"] if p["exports"]] == [
+        [{"read_only": True, "clients": 1}]
+    ]
+
+
+# -- frames ----------------------------------------------------------------------------
+
+
+def framed(tree: Tree) -> list[tuple[str, list[int]]]:
+    return [(f.kind, [b.id for _, b in f.cells]) for f in arrange(tree).frames]
 
 
 def test_many_clones_of_one_snapshot_stand_in_a_frame(session: Session) -> None:
@@ -520,45 +626,73 @@ def test_many_clones_of_one_snapshot_stand_in_a_frame(session: Session) -> None:
     session.snapshot(base)
     for n in range(30):
         clone(session, base, f"clone-{n}", take=False)
-    graph = parsed(read_tree(session.store))
-    [frame] = graph.get_subgraphs()
-    assert set(nodes(frame)) == {f"vdi_{n}" for n in range(1, 31)}
-    assert shown(frame.get_label()) == ["30 clones without snapshots"]
-    [(_, look)] = [(pair, look) for pair, look in edges(graph).items() if pair[1] != "vdi_0"]
-    assert look["lhead"].strip('"') == frame.get_name().strip('"')
-
-
-def test_a_log_with_many_forks_runs_from_top_to_bottom() -> None:
-    """In a row it would be as wide as it has forks."""
-    tree = invented(1)
-    points = tuple(Point(SnapshotId(50, n)) for n in range(20))
-    tree.branches[0] = replace(tree.branches[0], points=points)
-    for point in points:
-        number = len(tree.branches)
-        tree.branches[number] = Branch(number, "clone", "live", parent=0, fork=point.id)
-        tree.children.setdefault(0, []).append(number)
+    tree = read_tree(session.store)
+    assert framed(tree) == [("crowd", [*range(1, 31)])]
     graph = parsed(tree)
-    [column] = graph.get_subgraphs()
-    assert column.get_rank() == "same"
-    assert set(nodes(column)) == {"vdi_0", *(f"snap_0_50_{n}" for n in range(20))}
-    assert {f"vdi_{n}" for n in range(21)} <= set(nodes(graph))
+    assert set(nodes(graph)) == {"vdi_0", "frame_1"}
+    assert ">30 clones<" in nodes(graph)["frame_1"]["label"]
+    [(start, end)] = edges(graph)
+    assert start.startswith("vdi_0:at_")
+    assert end == "frame_1"
+
+
+def test_few_clones_stand_for_themselves(session: Session) -> None:
+    base = session.create("base", 1 << 20)
+    session.snapshot(base)
+    for n in range(8):
+        clone(session, base, f"clone-{n}", take=False)
+    assert framed(read_tree(session.store)) == []
+
+
+def test_a_long_chain_is_a_frame_in_reading_order() -> None:
+    tree = invented(30)
+    assert framed(tree) == [("chain", [*range(1, 29)])]
+    assert framed(invented(8)) == []
+    graph = parsed(tree)
+    assert edges(graph) == {("vdi_0:at_0_0:e", "frame_1"), ("frame_1", "vdi_29")}
+    rows = ET.fromstring(nodes(graph)["frame_1"]["label"][1:-1]).findall(".//TABLE/TR")
+    first = [td.get("ID") for td in rows[0]]
+    assert first == [f"vdi_{n}" for n in range(1, 1 + len(first))]
+    assert len(first) > 1
+
+
+def test_small_families_are_lists_when_a_tree_is_too_tall() -> None:
+    tree = invented(1)
+    for number in range(1, 1023):
+        add(tree, number, (number - 1) // 2)
+    layout = arrange(tree)
+    assert {frame.kind for frame in layout.frames} == {"families"}
+    inside = [b.id for frame in layout.frames for _, b in frame.cells]
+    assert sorted(inside + [b.id for b in layout.lines]) == [*range(1023)]
+    for frame in layout.frames:
+        depths = {branch.id: depth for depth, branch in frame.cells}
+        for depth, branch in frame.cells:
+            assert branch.parent is not None
+            assert depth == depths.get(branch.parent, -1) + 1
+        assert 1 <= frame_columns(layout, frame) <= 12
+
+
+def add(tree: Tree, number: int, parent: int | None) -> None:
+    """Add a clone of the one snapshot of `parent` to an invented tree."""
+    fork = None if parent is None else SnapshotId(parent, 0)
+    tree.branches[number] = Branch(number, f"name-{number}", "live", parent=parent, fork=fork)
+    tree.children.setdefault(parent, []).append(number)
+    if parent is not None and fork is not None and not tree.branches[parent].points:
+        tree.branches[parent] = replace(tree.branches[parent], points=(Point(fork),))
 
 
 @pytest.mark.parametrize("count", [200, 1000])
 def test_large_families(count: int) -> None:
     tree = big_tree(count)
     assert len(text_lines(tree)) == count + 1
-    text = dot_text(tree)
-    assert all(f"vdi_{n} [" in text for n in range(count))
+    assert {f"vdi_{n}" for n in range(count)} <= set(cells(parsed(tree)))
 
 
 def big_tree(count: int) -> Tree:
     rnd = random.Random(count)
     tree = invented(1)
     for number in range(1, count):
-        parent = rnd.randrange(number)
-        tree.branches[number] = Branch(number, f"name-{number}", "live", parent=parent)
-        tree.children.setdefault(parent, []).append(number)
+        add(tree, number, rnd.randrange(number))
     return tree
 
 
@@ -618,6 +752,29 @@ def test_what_was_there_survives_a_failure(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bin", "t.svg"]
 
 
+@pytest.mark.slow
+def test_a_slow_picture_is_announced(fake_dot: Callable[[str], None]) -> None:
+    told: list[str] = []
+    fake_dot("cat > /dev/null; sleep 1.5; echo picture")
+    assert draw(invented(2), "png", slow=lambda: told.append("slow")) == b"picture\n"
+    assert told == ["slow"]
+
+
+def test_what_is_quick_is_not_announced(fake_dot: Callable[[str], None]) -> None:
+    told: list[str] = []
+    fake_dot("cat > /dev/null; echo picture")
+    assert draw(invented(2), "png", slow=lambda: told.append("slow")) == b"picture\n"
+    assert told == []
+
+
+def test_reading_tells_how_far_it_is(session: Session) -> None:
+    for n in range(3):
+        session.create(f"vdi-{n}", 1 << 20)
+    told: list[tuple[int, int | None]] = []
+    read_tree(session.store, progress=lambda done, total: told.append((done, total)))
+    assert told == [(0, 3), (1, 3), (2, 3)]
+
+
 def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
     real, link = tmp_path / "real.dot", tmp_path / "link.dot"
     real.write_text("old")
@@ -642,12 +799,22 @@ def test_an_impossible_place_is_an_error(tmp_path: Path) -> None:
 
 
 SVG = "{http://www.w3.org/2000/svg}"
-TITLE = "{http://www.w3.org/1999/xlink}title"
 
 
-def plain(text: str) -> str:
-    """Text as it looks: of two spaces Graphviz makes one that XML cannot fold."""
-    return text.replace("\xa0", " ")
+def tips(svg: ET.Element) -> dict[str, tuple[str, str]]:
+    """What is written in each group with a tooltip, and the tooltip, by the group's id."""
+    found = {}
+    for group in svg.iter(f"{SVG}g"):
+        tip = group.find(f"{SVG}g[@class='tip']")
+        if tip is not None:
+            text = "".join(t.text or "" for t in tip.iter(f"{SVG}text"))
+            found[group.get("id", "")] = text.replace("\xa0", " "), tip.findtext(f"{SVG}title", "")
+    return found
+
+
+def size_of(svg: ET.Element) -> tuple[int, int]:
+    """Width and height in CSS pixels."""
+    return int(svg.get("width", "")), int(svg.get("height", ""))
 
 
 @pytest.mark.slow
@@ -655,16 +822,54 @@ def test_svg_shows_every_name_just_as_it_is(session: Session) -> None:
     first = session.create(HOSTILE[0], 1 << 20)
     for name in HOSTILE[1:]:
         clone(session, first, name)
-    svg = ET.fromstring(draw(read_tree(session.store), "svg"))
-    labels, tips = {}, {}
-    for group in svg.iter(f"{SVG}g"):
-        title = group.find(f"{SVG}title")
-        if title is not None and title.text and group.get("class") == "node":
-            labels[title.text] = [t.text or "" for t in group.iter(f"{SVG}text")]
-            tips[title.text] = next(a.get(TITLE, "") for a in group.iter(f"{SVG}a"))
+    svg = ET.fromstring(draw(read_tree(session.store), "svg", "all <of> & them"))
+    assert svg.findtext(f"{SVG}title") == "all <of> & them"
+    found = tips(svg)
     for number, name in enumerate(HOSTILE):
-        assert plain("".join(labels[f"vdi_{number}"])) == f"{number}: {name}"
-        assert plain(tips[f"vdi_{number}"].splitlines()[0]) == name
+        text, tooltip = found[f"a_vdi_{number}"]
+        assert text.startswith(f"{number}: {name}")
+        assert tooltip.splitlines()[0].replace("\xa0", " ") == name
+
+
+@pytest.mark.slow
+def test_svg_is_fit_for_a_browser(session: Session) -> None:
+    base = session.create("base", 1 << 20)
+    ids = [session.snapshot(base, f"l{n}") for n in range(9)]
+    for n in (0, 8):
+        session.create(f"clone-{n}", 0, snapshot_of(session, base, ids[n]))
+    svg = ET.fromstring(draw(read_tree(session.store), "svg"))
+    found = tips(svg)
+    tooltip = found[f"a_vdi_0_at_{ids[8].block}_{ids[8].offset}"][1]
+    assert str(ids[8]) in tooltip
+    assert "UTC" in tooltip
+    assert "1 MiB" in tooltip
+    assert any(tip.startswith("7 snapshots left out") for _, tip in found.values())
+    assert any(f"cloned from snapshot {ids[0]} of VDI 0" in tip for _, tip in found.values())
+    assert not [*svg.iter(f"{SVG}a")], "links go nowhere"
+    assert all(title.text for title in svg.iter(f"{SVG}title"))
+    assert "parallax" not in "".join(title.text or "" for title in svg.iter(f"{SVG}title"))
+    assert "prefers-color-scheme: dark" in svg.findtext(f"{SVG}style", "")
+    width, height = size_of(svg)
+    assert 200 < width < 1500
+    assert 50 < height < 1000
+
+
+@pytest.mark.slow
+def test_every_colour_has_one_for_the_dark(session: Session) -> None:
+    base = session.create("base", 1 << 20)
+    ids = [session.snapshot(base) for _ in range(9)]
+    child = clone(session, base, "child")
+    for n in range(12):
+        clone(session, base, f"more-{n}", take=False)
+    damage(session, clone(session, base, "damaged"))
+    session.delete_snapshot(newest(session, base))
+    clone(session, child, "grandchild")
+    rewrite(session, child, state=2, deleted_ns=1)
+    svg = draw(read_tree(session.store, exports=[Export(0, ids[3], True, 1)]), "svg").decode()
+    style, picture = svg.split("</style>")
+    used = set(re.findall(r'(?:fill|stroke)="(#\w+)"', picture))
+    assert len(used) > 8
+    assert all(f'[fill="{colour}"]' in style for colour in used)
 
 
 @pytest.mark.slow
@@ -699,19 +904,38 @@ def test_200_vdis_make_a_picture_that_is_neither_a_row_nor_a_column(tmp_path: Pa
     store.close()
     assert len(tree.branches) == 200
     svg = ET.fromstring(draw(tree, "svg"))
-    width, height = (float(svg.get(side, "").removesuffix("pt")) for side in ("width", "height"))
+    width, height = size_of(svg)
     assert 1 / 5 < width / height < 5
-    boxes = {t.text for t in svg.iter(f"{SVG}title")}
-    assert {f"vdi_{n}" for n in range(200)} <= boxes
+    assert {f"a_vdi_{n}" for n in range(200)} <= set(tips(svg))
+
+
+SHAPES: dict[str, Callable[[int], int | None]] = {
+    "fan": lambda _: 0,
+    "chain": lambda n: n - 1,
+    "unrelated": lambda _: None,
+    "binary": lambda n: (n - 1) // 2,
+    "ten fans": lambda n: n % 10 if n > 9 else None,
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["fan", "chain", "unrelated"])
-def test_1000_vdis_are_drawn(kind: str) -> None:
+@pytest.mark.parametrize("shape", SHAPES)
+def test_1000_vdis_are_drawn_at_a_size_to_read(shape: str) -> None:
     tree = invented(1)
     for number in range(1, 1000):
-        parent = {"fan": 0, "chain": number - 1, "unrelated": None}[kind]
-        tree.branches[number] = Branch(number, f"name-{number}", "live", parent=parent)
-        tree.children.setdefault(parent, []).append(number)
-    titles = {t.text for t in ET.fromstring(draw(tree, "svg")).iter(f"{SVG}title")}
-    assert {f"vdi_{n}" for n in range(1000)} <= titles
+        add(tree, number, SHAPES[shape](number))
+    svg = ET.fromstring(draw(tree, "svg"))
+    assert {f"a_vdi_{n}" for n in range(1000)} <= set(tips(svg))
+    width, height = size_of(svg)
+    assert 1000 < width < 4500
+    assert 1000 < height < 4500
+
+
+@pytest.mark.slow
+def test_10000_snapshots_are_a_few_lines() -> None:
+    tree = invented(1)
+    points = (Point(SnapshotId(1, 0)), Point(SnapshotId(9, 3), fold=Fold(9998, NOW - DAY, NOW)))
+    tree.branches[0] = replace(tree.branches[0], snapshots=10_000, points=points)
+    svg = ET.fromstring(draw(tree, "svg"))
+    assert max(size_of(svg)) < 500
+    assert any("9998 snapshots" in text for text, _ in tips(svg).values())
