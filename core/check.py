@@ -3,11 +3,14 @@
 Trees are walked from all VDIs and snapshots; a node that several of them share is read
 once. For each block of the store one byte of flags is kept. The check never writes and
 never stops at what it finds. What nothing refers to any more is reported as
-*unreachable*, which is not damage: a crash and every deletion leave some.
+*unreachable*, which is not damage: a crash and every deleted snapshot leave some. Deleted
+VDIs can be restored, so they are checked like the others; what only they refer to is
+*restorable*.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
@@ -17,15 +20,15 @@ from numpy.typing import NDArray
 
 from core import snaplog
 from core.blockstore import Blockstore, Mode
-from core.errors import Corrupt, IoFailed, ParallaxError
+from core.errors import Corrupt, IoFailed
 from core.extent import read_bitmap, read_header
 from core.format import (
     BLOCK,
     BLOCK_MASK,
     BLOCK_SHIFT,
     CHECK_SHIFT,
+    DELETED,
     FANOUT_SHIFT,
-    FREE,
     KIND_SNAPSHOT,
     KIND_TOMBSTONE,
     LIVE,
@@ -36,6 +39,7 @@ from core.format import (
     VdiRecord,
     blocks_for,
 )
+from core.progress import Progress, silent
 from core.radix import RadixMap, Visit, blocks_of
 from core.registry import Registry
 from core.snaplog import SnapshotId
@@ -48,7 +52,6 @@ OWNED: Final = 4
 NODE: Final = 8
 DATA: Final = 16
 LOG: Final = 32
-KEPT: Final = 64
 _KINDS: Final = NODE | DATA | LOG
 _OWN: Final = np.array([True])
 _MANY: Final = 20
@@ -78,17 +81,21 @@ class Report:
     Attributes:
         findings: everything to report, in the order it was found.
         vdis: VDIs that are live.
-        snapshots: snapshots that are not deleted.
+        deleted: deleted VDIs that were not collected.
+        snapshots: snapshots of live VDIs that are not deleted.
         allocated: payload blocks that the bitmaps call allocated.
-        unreachable: of those, blocks that no live VDI and no snapshot refers to.
+        restorable: of those, blocks that only deleted VDIs refer to.
+        unreachable: of those, blocks that no VDI and no snapshot refers to.
         losses: what a repair has to cut out of trees.
         suspect: ids of VDIs whose record disagrees with their tree or with others.
     """
 
     findings: list[Finding] = field(default_factory=list)
     vdis: int = 0
+    deleted: int = 0
     snapshots: int = 0
     allocated: int = 0
+    restorable: int = 0
     unreachable: int = 0
     losses: list[Loss] = field(default_factory=list)
     suspect: set[int] = field(default_factory=set)
@@ -106,12 +113,13 @@ class Total(NamedTuple):
     end: int
 
 
-def check(path: str, mode: Mode = "shared") -> Report:
+def check(path: str, mode: Mode = "shared", progress: Progress = silent) -> Report:
     """Check the store in a file or device.
 
     Args:
         path: the file or device.
         mode: "shared" keeps writers out while it runs.
+        progress: told about blocks that are accounted for, of those that are allocated.
 
     Raises:
         NotFound, NotAStore, InUse: there is nothing to check, or someone is writing.
@@ -122,14 +130,14 @@ def check(path: str, mode: Mode = "shared") -> Report:
         block = error.block if isinstance(error, Corrupt) else None
         return Report([Finding("damage", block, error.message)])
     try:
-        return check_store(store)
+        return check_store(store, progress)
     finally:
         store.close()
 
 
-def check_store(store: Blockstore) -> Report:
+def check_store(store: Blockstore, progress: Progress = silent) -> Report:
     """Check an open store to which nobody writes meanwhile."""
-    return Checker(store).run()
+    return Checker(store, progress).run()
 
 
 class Checker:
@@ -142,8 +150,10 @@ class Checker:
         unknown: extents whose bitmap cannot be read.
     """
 
-    def __init__(self, store: Blockstore) -> None:
+    def __init__(self, store: Blockstore, progress: Progress = silent) -> None:
         """Look at nothing yet."""
+        self._progress = progress
+        self._done = self._all = 0
         self.report = Report()
         self.flags: NDArray[np.uint8] = np.zeros(store.sb.blocks, np.uint8)
         self.records: dict[int, VdiRecord] = {}
@@ -160,6 +170,7 @@ class Checker:
             self._damage(int(block), message)
         for extent in range(1, self._store.sb.extents):
             self._check_extent(extent)
+        self._count(0)
         self._check_table()
         names: dict[str, int] = {}
         for record in self.records.values():
@@ -172,15 +183,22 @@ class Checker:
                         f"VDI {record.id} has the same name as VDI {other}",
                     )
                     self.report.suspect.add(record.id)
-                self._check_log(record)
+                self.report.snapshots += self._check_log(record)
                 self._check_tree(record)
         if self._crossed:  # whoever owns such a block must not write to it in place
             self.report.suspect.update(r.id for r in self.records.values() if r.state == LIVE)
-        self._check_space()
+        unseen = self._count_unseen()
         for record in self.records.values():
-            if record.state not in (LIVE, FREE):
-                self._keep(record)
+            if record.state == DELETED:
+                self._check_deleted(record)
+        self._check_space(unseen)
+        self._count(self._all - self._done)  # what is unreachable
         return self.report
+
+    def _count(self, more: int) -> None:
+        """Tell that `more` blocks are accounted for."""
+        self._done = min(self._done + more, self._all)
+        self._progress(self._done, self._all)
 
     def _damage(self, block: int | None, message: str) -> None:
         self.report.findings.append(Finding("damage", block, message))
@@ -213,6 +231,7 @@ class Checker:
         if not bits[: sb.overhead].all():
             self._damage(start, f"the bitmap of extent {extent} gives its own blocks away")
         self.flags[start : start + sb.extent_blocks] = bits[: sb.extent_blocks] * ALLOCATED
+        self._all += int(np.count_nonzero(bits[sb.overhead : sb.extent_blocks]))
         for part in parts:
             if part.used != int(np.bitwise_count(np.frombuffer(part.bits, np.uint8)).sum()):
                 self._damage(
@@ -270,8 +289,23 @@ class Checker:
 
     # -- logs and trees ----------------------------------------------------------------
 
-    def _check_log(self, record: VdiRecord) -> None:
-        """Check the snapshot log of a VDI and the trees of its snapshots."""
+    def _check_deleted(self, record: VdiRecord) -> None:
+        """Check a deleted VDI; live ones come first, so a block it shares wrongly is its own."""
+        self.report.deleted += 1
+        before = len(self.report.findings)
+        self._check_log(record)
+        self._check_tree(record)
+        new = self.report.findings[before:]
+        if any(finding.severity == "damage" for finding in new):
+            self.report.suspect.add(record.id)
+            self._damage(
+                self._record_block(record),
+                f"deleted VDI {record.id} {record.name!r} is damaged; restore it before a repair"
+                " to keep the rest of it",
+            )
+
+    def _check_log(self, record: VdiRecord) -> int:
+        """Check the snapshot log of a VDI and the trees of its snapshots; count them."""
         what = f"the snapshot log of VDI {record.id}"
         where = self._record_block(record)
         if record.log_block:
@@ -298,9 +332,7 @@ class Checker:
                 f"the snapshots of VDI {record.id} from here on are lost: {_reason(error)}",
             )
             self.report.suspect.add(record.id)
-            self.report.snapshots += count
-            return
-        self.report.snapshots += count
+            return count
         if deleted and not record.log_first:
             self.report.findings.append(
                 Finding("note", where, f"VDI {record.id} deletes snapshots it never had")
@@ -310,6 +342,7 @@ class Checker:
                 where, f"VDI {record.id} counts {record.snapshots} snapshots and has {count}"
             )
             self.report.suspect.add(record.id)
+        return count
 
     def _check_snapshot(
         self, record: VdiRecord, name: SnapshotId, root: int, height: int, mapped: int
@@ -440,6 +473,7 @@ class Checker:
     ) -> None:
         """Mark blocks as used by `what`; those that are `mine` by nobody else."""
         flags = self.flags[blocks]
+        self._count(int(np.count_nonzero(flags & SEEN == 0)))
         self._report_blocks(what, blocks[flags & ALLOCATED == 0], "in use, but free in the bitmap")
         clash = (flags & OWNED != 0) | (mine & (flags & SEEN != 0))
         clash |= flags & (_KINDS & ~kind) != 0
@@ -461,50 +495,43 @@ class Checker:
 
     # -- space -------------------------------------------------------------------------
 
-    def _check_space(self) -> None:
-        """Count what the bitmaps hold and nothing refers to."""
+    def _count_unseen(self) -> int:
+        """Return how many payload blocks are allocated and not yet seen in use."""
+        unseen = 0
+        for start, end in self._payloads():
+            unseen += int((self.flags[start:end] & (ALLOCATED | SEEN) == ALLOCATED).sum())
+        return unseen
+
+    def _payloads(self) -> Iterator[tuple[int, int]]:
+        """Yield the blocks (from, to) of each extent whose bitmap can be read."""
         sb = self._store.sb
         for extent in range(1, sb.extents):
-            if extent in self.unknown:
-                continue
-            start = sb.extent_start(extent) + sb.overhead
-            flags = self.flags[start : sb.extent_start(extent + 1)]
-            self.report.allocated += int((flags & ALLOCATED).astype(bool).sum())
-            self.report.unreachable += int((flags & (ALLOCATED | SEEN) == ALLOCATED).sum())
-        if self.report.unreachable:
-            self.report.findings.append(
-                Finding(
-                    "note",
-                    None,
-                    f"{self.report.unreachable} blocks are unreachable;"
-                    " garbage collection can free them",
-                )
+            if extent not in self.unknown:
+                yield sb.extent_start(extent) + sb.overhead, sb.extent_start(extent + 1)
+
+    def _check_space(self, without_deleted: int) -> None:
+        """Count what the bitmaps hold and nothing, or only deleted VDIs, refer to.
+
+        Args:
+            without_deleted: blocks that nothing but deleted VDIs may refer to.
+        """
+        report = self.report
+        for start, end in self._payloads():
+            report.allocated += int((self.flags[start:end] & ALLOCATED).astype(bool).sum())
+        report.unreachable = self._count_unseen()
+        report.restorable = without_deleted - report.unreachable
+        if report.deleted:
+            self._note(
+                f"{report.restorable} blocks belong to {report.deleted} deleted VDIs, which can"
+                " be restored until garbage collection frees them"
+            )
+        if report.unreachable:
+            self._note(
+                f"{report.unreachable} blocks are unreachable; garbage collection can free them"
             )
 
-    def _keep(self, record: VdiRecord) -> None:
-        """Mark what a deleted VDI still holds, so that a repair leaves it alone."""
-        trees = [RadixMap(self._store, record.root, record.height)]
-        try:
-            if record.log_block:
-                self.flags[record.log_block] |= KEPT
-            for block, _ in snaplog.pages(self._store, record):
-                self.flags[block] |= KEPT
-            trees += [
-                RadixMap(self._store, snapshot.root, snapshot.height)
-                for snapshot in snaplog.snapshots(self._store, record)
-            ]
-        except (ParallaxError, IndexError):
-            pass  # what a deleted VDI has lost is no damage
-        for tree in trees:
-            for visit in tree.walk(enter=self._unkept, damaged=lambda *_: None):
-                self.flags[visit.entry >> 1 & BLOCK_MASK] |= KEPT
-                if visit.level == 0:
-                    blocks = blocks_of(visit.entries)
-                    self.flags[blocks[blocks < self.flags.size]] |= KEPT
-
-    def _unkept(self, _level: int, entry: int) -> bool:
-        block = entry >> 1 & BLOCK_MASK
-        return block >= self.flags.size or not self.flags[block] & (KEPT | SEEN)
+    def _note(self, message: str) -> None:
+        self.report.findings.append(Finding("note", None, message))
 
 
 def _reason(error: IoFailed) -> str:

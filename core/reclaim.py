@@ -3,7 +3,7 @@
 This runs inside the one session that has the store open for writing, right after a
 commit, so every tree on disk is current and no block is in use that no root reaches.
 Deleted VDIs are first turned into free table entries, durably; only then may their
-blocks be handed out again.
+blocks be handed out again. So a deleted VDI that can still be found has all its blocks.
 """
 
 from __future__ import annotations
@@ -87,7 +87,10 @@ def _log_blocks(store: Blockstore, record: VdiRecord) -> Iterator[int]:
 
 
 def _retire(store: Blockstore, locks: LockMaster, records: list[VdiRecord]) -> None:
-    """Make the table entries of deleted VDIs free for new ones."""
+    """Make the table entries of deleted VDIs free for new ones.
+
+    Both slots of each: one that is damaged later must not bring the VDI back.
+    """
     changes = []
     for record in records:
         grant = locks.acquire(f"vdi/{record.id}", record.token)
@@ -103,6 +106,8 @@ def _retire(store: Blockstore, locks: LockMaster, records: list[VdiRecord]) -> N
     try:
         if changes:
             Commit(store, changes).run()
+            again = [(c.new, replace(c.new, sequence=c.new.sequence + 1), c.grant) for c in changes]
+            Commit(store, [Change(*change) for change in again]).run()
     finally:
         for change in changes:
             change.grant.release()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from core.blockstore import Blockstore
@@ -18,6 +18,7 @@ from core.errors import BadRequest, Corrupt, NotFound
 from core.format import (
     BLOCK,
     BLOCK_SHIFT,
+    DELETED,
     FREE,
     LIVE,
     MAX_LABEL,
@@ -30,6 +31,8 @@ _WINDOW: Final = 256
 _SEQUENCE: Final = struct.Struct("<28xQ")
 _RETRIES: Final = 3
 _ID_DIGITS: Final = 9
+_LIST: Final = "'plxsh vdi list' shows those there are"
+_LIST_DELETED: Final = "'plxsh vdi list --deleted' shows those that are"
 
 
 class Registry:
@@ -99,7 +102,7 @@ class Registry:
         """Return the readable records in one state, by id."""
         return [r for _, r in self.scan() if isinstance(r, VdiRecord) and r.state == state]
 
-    def find(self, reference: str, state: int = LIVE) -> VdiRecord:
+    def find(self, reference: str) -> VdiRecord:
         """Return the VDI that an id, a name or a UUID stands for.
 
         Raises:
@@ -108,15 +111,40 @@ class Registry:
         """
         if reference.isascii() and reference.isdigit():
             record = self.get(int(reference)) if len(reference) <= _ID_DIGITS else None
-            if record is not None and record.state == state:
+            if record is not None and record.state == LIVE:
                 return record
-            raise NotFound(f"there is no VDI {reference}", "'plxsh vdi list' shows those there are")
-        wanted = _uuid_bytes(reference)
-        records = self.vdis(state)
+            raise NotFound(f"there is no VDI {reference}", _LIST)
+        records = self.vdis()
         for record in records:
-            if record.name == reference or record.uuid == wanted:
+            if _names(reference, record):
                 return record
-        raise NotFound(f"there is no VDI {reference!r}", _suggest(reference, records))
+        close = suggest(reference, [record.name for record in records])
+        raise NotFound(f"there is no VDI {reference!r}", close or _LIST)
+
+    def find_deleted(self, reference: str) -> VdiRecord:
+        """Return the deleted VDI that an id, a name or a UUID stands for.
+
+        Raises:
+            NotFound: there is none, or not any more; the hint has names that come close.
+            BadRequest: several have that name, or it is that of a VDI that is not deleted.
+        """
+        records = self.vdis(DELETED)
+        found = [record for record in records if _names(reference, record)]
+        if len(found) > 1:
+            ids = ", ".join(str(record.id) for record in found)
+            raise BadRequest(
+                f"{len(found)} deleted VDIs have the name {reference!r}: {ids}", "give the id"
+            )
+        if found:
+            return found[0]
+        for record in self.vdis():
+            if _names(reference, record):
+                raise BadRequest(f"VDI {record.id} {record.name!r} is not deleted", _LIST_DELETED)
+        close = suggest(reference, [record.name for record in records])
+        raise NotFound(
+            f"there is no deleted VDI {reference!r}, or its space was collected",
+            close or _LIST_DELETED,
+        )
 
     def free_ids(self) -> Iterator[int]:
         """Yield the ids that may be given to new VDIs, lowest first.
@@ -195,11 +223,16 @@ def _uuid_bytes(text: str) -> bytes | None:
         return None
 
 
-def _suggest(reference: str, records: list[VdiRecord]) -> str:
-    """Return a hint with the names that come close to a mistyped one."""
+def _names(reference: str, record: VdiRecord) -> bool:
+    """Say whether an id, a name or a UUID is that of a VDI."""
+    if reference.isascii() and reference.isdigit():
+        return len(reference) <= _ID_DIGITS and int(reference) == record.id
+    return record.name == reference or record.uuid == _uuid_bytes(reference)
+
+
+def suggest(mistyped: str, names: Iterable[str], prefix: str = "") -> str:
+    """Return a hint with the names that come close, `prefix` before each; nothing if none do."""
     from difflib import get_close_matches  # only when something went wrong
 
-    close = get_close_matches(reference, [record.name for record in records], 3, 0.5)
-    if close:
-        return "did you mean " + " or ".join(map(repr, close)) + "?"
-    return "'plxsh vdi list' shows those there are"
+    close = [repr(prefix + name) for name in get_close_matches(mistyped, {*names}, 3, 0.5)]
+    return f"did you mean {' or '.join(close)}?" if close else ""

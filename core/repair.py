@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core import snaplog
 from core.blockstore import Blockstore
-from core.check import ALLOCATED, KEPT, SEEN, Checker, Loss, Report
+from core.check import ALLOCATED, SEEN, Checker, Loss, Report
 from core.errors import Corrupt, IoFailed
 from core.extent import read_header
 from core.format import (
@@ -24,6 +25,7 @@ from core.format import (
     BITMAP_BYTES,
     BLOCK,
     BLOCK_SHIFT,
+    DELETED,
     FREE,
     MAX_HEIGHT,
     MAX_NAME,
@@ -34,54 +36,86 @@ from core.format import (
 )
 from core.lock_master import LockMaster
 from core.mkfs import write_superblock
+from core.progress import Progress, silent
 from core.registry import Registry
 from core.session import Session
 from core.snaplog import SnapshotId
 
 
-def repair(path: str) -> tuple[Report, list[str]]:
-    """Repair the store in a file or device as far as it can be.
+class Step(NamedTuple):
+    """One thing that a repair does.
 
-    Returns:
-        What was found before, and a line for each thing that was done or lost.
+    Attributes:
+        loses: whether data, a snapshot or a VDI is given up by it.
+        text: what becomes of what, in the present tense.
+    """
+
+    loses: bool
+    text: str
+
+
+Steps = Iterator[Step]
+
+
+def repair(path: str, progress: Progress = silent) -> tuple[Report, list[Step]]:
+    """Repair the store in a file or device as far as it can be; see `repair_store`.
 
     Raises:
         NotFound, NotAStore, InUse: there is nothing to repair, or someone has it open.
         Corrupt: the superblock and its copy are lost, or the store is truncated.
     """
-    store = Blockstore.open(path, "write", LockMaster())
+    return repair_store(Blockstore.open(path, "write", LockMaster()), progress)
+
+
+def repair_store(store: Blockstore, progress: Progress = silent) -> tuple[Report, list[Step]]:
+    """Repair a store that was just opened for writing, and close it.
+
+    Args:
+        store: the open store.
+        progress: told how far the check before is; see `core.check`.
+
+    Returns:
+        What was found before, and each thing that was done.
+    """
+    device = store.device
     try:
-        checker = Checker(store)
+        checker = Checker(store, progress)
         report = checker.run()
         if not report.damaged:
             return report, []
         done = [*_superblock(store), *_records(store, checker), *_extents(store, checker)]
-        store.device.flush()
+        device.flush()
+        # What the store that was damaged remembers is wrong now: another takes its place.
+        locks = LockMaster()
+        with Session(Blockstore(device, locks), locks) as session:
+            done += _trees(session, report)
     finally:
-        store.close()
-    with Session.open(path) as session:
-        done += _trees(session, report)
+        device.close()
     return report, done
 
 
-def _superblock(store: Blockstore) -> Iterator[str]:
+def _superblock(store: Blockstore) -> Steps:
     if store.warnings:
         write_superblock(store.device, store.sb)
-        yield "the superblock and its copy were written again"
+        yield Step(False, "the superblock and its copy are written again")
 
 
-def _records(store: Blockstore, checker: Checker) -> Iterator[str]:
+def _records(store: Blockstore, checker: Checker) -> Steps:
     """Give table entries that cannot be read back; renew those with impossible slots."""
     registry = Registry(store)
     for number, found in registry.scan():
         if isinstance(found, Corrupt):
             _write_twice(store, VdiRecord(number, bytes(16), "", state=FREE))
-            yield f"VDI {number} is lost: both its records were damaged"
+            yield Step(True, f"VDI {number} is lost: both its records are damaged")
         elif number not in checker.records:
             _write_twice(store, replace(found, state=FREE, root=0, height=1, page=()))
-            yield f"VDI {number} is lost: its record makes no sense"
+            yield Step(True, f"VDI {number} is lost: its record makes no sense")
+        elif number in checker.report.suspect and found.state == DELETED:
+            _write_twice(store, replace(found, state=FREE, root=0, height=1, page=()))
+            yield Step(True, f"deleted VDI {number} is damaged: it can no longer be restored")
         elif number in checker.report.suspect:
             _write_twice(store, found)
+            yield Step(False, f"both records of VDI {number} are written again")
 
 
 def _write_twice(store: Blockstore, record: VdiRecord) -> None:
@@ -91,7 +125,7 @@ def _write_twice(store: Blockstore, record: VdiRecord) -> None:
         store.device.flush()
 
 
-def _extents(store: Blockstore, checker: Checker) -> Iterator[str]:
+def _extents(store: Blockstore, checker: Checker) -> Steps:
     """Rebuild headers and bitmaps from what is readable and reachable."""
     sb = store.sb
     for extent in range(1, sb.extents):
@@ -103,15 +137,15 @@ def _extents(store: Blockstore, checker: Checker) -> Iterator[str]:
                 header = ExtentHeader(extent, sequence)
                 at = (start + sequence % 2) << BLOCK_SHIFT
                 store.device.pwritev(at, [header.pack(sb.uuid)])
-            yield f"the header of extent {extent} was made again"
+            yield Step(False, f"the header of extent {extent} is made again")
         flags = checker.flags[start : start + sb.extent_blocks]
         known = 0 if extent in checker.unknown else ALLOCATED
-        taken = flags & (SEEN | KEPT | known) != 0
+        taken = flags & (SEEN | known) != 0
         taken[: sb.overhead] = True
         if known and bool((taken == (flags & ALLOCATED != 0)).all()):
             continue
         _write_bitmap(store, extent, taken)
-        yield f"the bitmap of extent {extent} was rebuilt"
+        yield Step(False, f"the bitmap of extent {extent} is made again")
 
 
 def _write_bitmap(store: Blockstore, extent: int, taken: NDArray[np.bool_]) -> None:
@@ -143,7 +177,7 @@ def _last_sequence(store: Blockstore, extent: int) -> int:
     return last
 
 
-def _trees(session: Session, report: Report) -> Iterator[str]:
+def _trees(session: Session, report: Report) -> Steps:
     """Cut out of trees and logs what cannot be read."""
     losses: dict[tuple[int, SnapshotId | None], list[Loss]] = defaultdict(list)
     for loss in report.losses:
@@ -162,11 +196,12 @@ def _trees(session: Session, report: Report) -> Iterator[str]:
         if record.name in names:
             name = f"{record.name[: MAX_NAME // 4 - 12]}-{record.id}"
             session.rename(record, name)
-            yield f"VDI {record.id} is now called {name!r}: another VDI has its name"
+            text = f"VDI {record.id} gets the name {name!r}: another VDI is called as it is"
+            yield Step(False, text)
         names.add(record.name)
 
 
-def _log(session: Session, record: VdiRecord) -> Iterator[str]:
+def _log(session: Session, record: VdiRecord) -> Steps:
     """Give up the pages of a snapshot log from the first damaged one on."""
     first = record.log_number
     try:
@@ -174,13 +209,13 @@ def _log(session: Session, record: VdiRecord) -> Iterator[str]:
             first = page.number
         first = record.log_first
     except IoFailed:
-        yield f"VDI {record.id} has lost its snapshots before page {first} of its log"
+        yield Step(True, f"VDI {record.id} loses its snapshots before page {first} of its log")
     count = sum(1 for _ in session.snapshots(replace(record, log_first=first)))
     with session.opened(record) as vdi:
         vdi.amend(log_first=first, snapshots=count)
 
 
-def _snapshot(session: Session, vdi: int, where: SnapshotId, losses: list[Loss]) -> Iterator[str]:
+def _snapshot(session: Session, vdi: int, where: SnapshotId, losses: list[Loss]) -> Steps:
     """Replace a damaged snapshot by a clone of what is left of it."""
     record = session.registry.get(vdi)
     snapshot = snaplog.find(session.store, record, where) if record else None
@@ -190,22 +225,25 @@ def _snapshot(session: Session, vdi: int, where: SnapshotId, losses: list[Loss])
         name = f"recovered-{vdi}-{where}"
         clone = session.create(name, parent=snapshot)
         list(_live(session, clone, losses))
-        yield f"snapshot {where} of VDI {vdi} is damaged: VDI {name!r} has what is left of it"
+        text = f"snapshot {where} of VDI {vdi} is damaged: VDI {name!r} gets what is left of it"
+        yield Step(False, text)
     session.delete_snapshot(snapshot)
-    yield f"snapshot {where} of VDI {vdi} was deleted"
+    yield Step(True, f"snapshot {where} of VDI {vdi} is deleted")
 
 
-def _live(session: Session, record: VdiRecord, losses: list[Loss]) -> Iterator[str]:
+def _live(session: Session, record: VdiRecord, losses: list[Loss]) -> Steps:
     """Turn what a VDI has lost into holes; from now on it copies before it writes."""
     with session.opened(record) as vdi:
         vdi.map.disown()
         for loss in losses:
             vdi.map.trim(loss.first, loss.first + loss.length)
-            yield (
-                f"VDI {record.id} has lost the bytes from {loss.first << BLOCK_SHIFT}"
-                f" to {(loss.first + loss.length << BLOCK_SHIFT) - 1}: they read as zeros now"
+            yield Step(
+                True,
+                f"VDI {record.id} loses the bytes from {loss.first << BLOCK_SHIFT}"
+                f" to {(loss.first + loss.length << BLOCK_SHIFT) - 1}: they read as zeros then",
             )
         vdi.map.mapped = sum(
             int(np.count_nonzero(visit.entries)) for visit in vdi.map.walk() if visit.level == 0
         )
         vdi.amend(root=vdi.map.root)
+    yield Step(False, f"VDI {record.id} counts its blocks again")

@@ -32,7 +32,7 @@ from core.format import (
 from core.image import Image
 from core.lock_master import LockMaster
 from core.reclaim import collect
-from core.registry import Registry, check_name
+from core.registry import Registry, check_name, suggest
 from core.snaplog import Snapshot, SnapshotId
 from core.vdi import Vdi, prepare_commit
 
@@ -101,7 +101,7 @@ class Session:
         When several snapshots of a VDI have the label, the newest is meant.
 
         Raises:
-            NotFound: there is no such VDI or snapshot.
+            NotFound: there is no such VDI or snapshot; the hint has labels that come close.
             BadRequest: the reference has none of these forms.
         """
         vdi, at, label = reference.rpartition("@")
@@ -110,20 +110,21 @@ class Session:
             raise BadRequest(
                 f"{reference!r} names no snapshot", "write BLOCK.OFFSET, VDI@LABEL or BLOCK OFFSET"
             )
-        found = None
+        hint = "'plxsh snap list VDI' shows those of a VDI"
         if not at:
             assert where is not None
             found = self._snapshot_anywhere(where)
+            if found is not None:
+                return found
         else:
+            labels = []
             for snapshot in self.snapshots(self.registry.find(vdi)):
                 if snapshot.id == where or (where is None and snapshot.label == label):
-                    found = snapshot
-                    break
-        if found is None:
-            raise NotFound(
-                f"there is no snapshot {reference}", "'plxsh snap list VDI' shows those of a VDI"
-            )
-        return found
+                    return snapshot
+                labels.append(snapshot.label)
+            if where is None:
+                hint = suggest(label, filter(None, labels), f"{vdi}@") or hint
+        raise NotFound(f"there is no snapshot {reference}", hint)
 
     def _snapshot_anywhere(self, where: SnapshotId) -> Snapshot | None:
         """Find a snapshot by its id alone: its block tells whose it is."""
@@ -177,6 +178,15 @@ class Session:
     def clones(self, record: VdiRecord) -> list[VdiRecord]:
         """Return the VDIs that were made from a snapshot of this one."""
         return [r for r in self.registry.vdis() if r.parent_uuid == record.uuid]
+
+    def clones_of(self, snapshot: Snapshot) -> list[VdiRecord]:
+        """Return the VDIs that were made from one snapshot."""
+        made_from = (snapshot.vdi_uuid, *snapshot.id)
+        return [
+            r
+            for r in self.registry.vdis()
+            if (r.parent_uuid, r.parent_block, r.parent_offset) == made_from
+        ]
 
     # -- making and dropping VDIs ------------------------------------------------------
 
@@ -311,13 +321,21 @@ class Session:
             vdi.resize(size)
 
     def delete(self, record: VdiRecord, snapshots: bool = False) -> None:
-        """Delete a VDI; its space is freed by garbage collection.
+        """Delete a VDI; until garbage collection frees its space, `restore` brings it back.
 
         Raises:
             InUse: it has snapshots and `snapshots` is not set, it has clones, or it is
                 open.
             NotFound: it was deleted in the meantime.
         """
+        self.refuse_delete(record, snapshots)
+        with self.opened(record) as vdi:
+            vdi.amend(state=DELETED, deleted_ns=time.time_ns())
+        self._names = None
+        self._collected = False
+
+    def refuse_delete(self, record: VdiRecord, snapshots: bool) -> None:
+        """Raise what `delete` would raise, and change nothing."""
         record = self._current(record)
         if record.snapshots and not snapshots:
             raise InUse(
@@ -331,10 +349,43 @@ class Session:
             raise InUse(f"VDI {record.name!r} has clones: {names}{more}", "delete the clones first")
         if record.id in self._open:
             raise InUse(f"VDI {record.name!r} is open", "close it first")
-        with self.opened(record) as vdi:
-            vdi.amend(state=DELETED, deleted_ns=time.time_ns())
+
+    def restore(self, record: VdiRecord, name: str = "") -> None:
+        """Bring a deleted VDI back with all its snapshots.
+
+        Nothing it refers to was freed: whatever frees unreachable blocks first makes all
+        deleted VDIs free table entries, durably.
+
+        Args:
+            record: as it was when it was found.
+            name: another name for it.
+
+        Raises:
+            BadRequest: the name is not possible, or taken.
+            NotFound: it was collected in the meantime.
+        """
+        self.store.allocator  # noqa: B018  # refuses a store open for reading
+        current = self.registry.get(record.id)
+        if current is None or current.uuid != record.uuid or current.state != DELETED:
+            raise NotFound(
+                f"VDI {record.id} {record.name!r} cannot be restored any more",
+                "'plxsh vdi list --deleted' shows those that can",
+            )
+        name = name or record.name
+        check_name(name)
+        number = self._vdi_names().get(name)
+        if number is not None:
+            raise BadRequest(
+                f"the name {name!r} is taken by VDI {number}", "give another one with --name"
+            )
+        grant = self._locks.acquire(f"vdi/{record.id}", current.token)
+        vdi = Vdi(self.store, current, grant, self.make_room)
+        try:
+            vdi.amend(state=LIVE, deleted_ns=0, name=name)
+            self.commit([vdi])
+        finally:
+            vdi.close()
         self._names = None
-        self._collected = False
 
     # -- snapshots ---------------------------------------------------------------------
 
@@ -482,13 +533,23 @@ class Session:
         try:
             self.commit([vdi for vdi in self.open_vdis if vdi.map.freed])
             if allocator.free == before and not self._collected:
-                self._collected = True
-                self.commit(self.open_vdis)
-                collect(self.store, self._locks, [image.map for image in self._images])
-                self._free_ids = self.registry.free_ids()
+                self.collect()
         except (Corrupt, NoSpace):
             pass  # what a damaged block refers to is not known to be free
         return allocator.free > before
+
+    def collect(self) -> int:
+        """Free what nothing refers to and what deleted VDIs hold; return the blocks freed.
+
+        Raises:
+            Corrupt: what a damaged block refers to is unknown; nothing is freed.
+            NoSpace, IoFailed, Fenced: as `commit`.
+        """
+        self._collected = True
+        self.commit(self.open_vdis)
+        freed = collect(self.store, self._locks, [image.map for image in self._images])
+        self._free_ids = self.registry.free_ids()
+        return freed
 
 
 def parse_snapshot_id(text: str) -> SnapshotId | None:

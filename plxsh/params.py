@@ -7,7 +7,6 @@ an argument that names a VDI has the type `VDI`, whatever the command.
 from __future__ import annotations
 
 import re
-from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -188,11 +187,11 @@ class WordsArgument(click.Argument):
         found = super().shell_complete(ctx, incomplete)
         if incomplete.isdecimal():
             found = blocks(names) + found
-        numbers = [*takewhile(str.isdecimal, reversed(ctx.params.get(self.name, ())))]
-        if len(numbers) % 2 == 0:
+        given = ctx.params.get(self.name, ())
+        if not (given and given[-1].isdecimal()):
             return found
         only_snapshots = type(self.type) is SnapshotType
-        return offsets(names, numbers[0]) + ([] if only_snapshots else found)
+        return offsets(names, given[-1]) + ([] if only_snapshots else found)
 
     def value_is_missing(self, value: Any) -> bool:
         """Say whether no word was given."""

@@ -12,13 +12,15 @@ import socket
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from core.device import io_error
 from core.errors import IoFailed, NotFound
-from core.session import Session
-from core.tap.exports import Export
 from core.tap.loop import GONE, WRITE, Loop
+
+if TYPE_CHECKING:  # who only asks pays for no engine
+    from core.session import Session
+    from core.tap.exports import Export
 
 SCHEMA: Final = 1
 _TIMEOUT: Final = 10.0
@@ -89,8 +91,12 @@ class StatusReply:
             self._sock.close()
 
 
-def query_status(unix: str) -> dict[str, Any]:
+def query_status(unix: str, timeout: float = _TIMEOUT) -> dict[str, Any]:
     """Ask the tap that listens on the Unix socket `unix` for its document.
+
+    Args:
+        unix: the socket of the tap.
+        timeout: seconds to wait for each part of the answer.
 
     Raises:
         NotFound: no tap listens there.
@@ -99,7 +105,7 @@ def query_status(unix: str) -> dict[str, Any]:
     """
     parts = []
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(_TIMEOUT)
+        sock.settimeout(timeout)
         try:
             sock.connect(status_path(unix))
         except (ConnectionRefusedError, FileNotFoundError) as error:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from core import snaplog
-from core.format import BLOCK, BLOCK_SHIFT
+from core.format import BLOCK, BLOCK_SHIFT, VdiRecord
 from core.registry import Registry
 from core.text import human_size
 from plxsh import render
 from plxsh.context import Settings, pass_settings
+from plxsh.exports import session_for
 from plxsh.groups import Group
 from plxsh.params import SNAPSHOT, VDI, VDI_OR_SNAPSHOT, WordsArgument, names_snapshot
 from plxsh.render import Column
@@ -28,6 +31,7 @@ _LIST: Final = (
     Column("root", "Root", "number"),
     Column("label", "Label", flexible=True),
 )
+_CLONES_SHOWN: Final = 5
 _DIFF: Final = (Column("offset", "Offset", "number"), Column("length", "Length", "number"))
 
 
@@ -50,13 +54,13 @@ def snap() -> None:
     """Take, list, compare and delete snapshots."""
 
 
-@snap.command(examples=["plxsh snap create base --label patched"])
+@snap.command(examples=["plxsh snap create base --label patched"], effect="changes")
 @click.argument("vdi", type=VDI)
 @click.option("--label", default="", help="A name for it; then VDI@LABEL means this snapshot.")
 @pass_settings
 def create(settings: Settings, vdi: str, label: str) -> None:
     """Take a snapshot of a VDI and print its id (BLOCK OFFSET)."""
-    with settings.session() as session:
+    with session_for(settings, vdi) as session:
         record = session.registry.find(vdi)
         where = session.snapshot(record, label)
         taken = session.find_snapshot(f"{record.id}@{where}")
@@ -87,7 +91,7 @@ def list_(settings: Settings, vdi: str, number: int | None) -> None:
     render.rows(settings, "snapshots", shown, _LIST)
 
 
-@snap.command(examples=["plxsh -y snap delete base@clean"])
+@snap.command(examples=["plxsh -y snap delete base@clean"], effect="destroys")
 @click.argument("snapshot", metavar="SNAPSHOT", cls=WordsArgument, type=SNAPSHOT)
 @pass_settings
 def delete(settings: Settings, snapshot: str) -> None:
@@ -95,15 +99,16 @@ def delete(settings: Settings, snapshot: str) -> None:
 
     SNAPSHOT is BLOCK OFFSET, BLOCK.OFFSET or VDI@LABEL.
     """
-    with settings.session() as session:
+    with session_for(settings, snapshot, True) as session:
         found = session.find_snapshot(snapshot)
-        what = _named(session, found)
-        settings.confirm(f"deleting {what} loses the state it keeps")
+        clones = session.clones_of(found)
+        what = f"{_named(session, found)} ({_taken(found)}){_going_on(clones)}"
+        settings.confirm(f"deleting {what}", found.label or str(found.id))
         session.delete_snapshot(found)
     render.outcome(settings, "delete", "deleted", what, {"snapshot": described(found)})
 
 
-@snap.command(examples=["plxsh -y snap rollback base base@clean"])
+@snap.command(examples=["plxsh -y snap rollback base base@clean"], effect="destroys")
 @click.argument("vdi", type=VDI)
 @click.argument("snapshot", metavar="SNAPSHOT", cls=WordsArgument, type=SNAPSHOT)
 @pass_settings
@@ -112,14 +117,15 @@ def rollback(settings: Settings, vdi: str, snapshot: str) -> None:
 
     What was written since its newest snapshot is lost. Snapshots stay, newer ones too.
     """
-    with settings.session() as session:
+    with session_for(settings, vdi) as session:
         record = session.registry.find(vdi)
         found = session.find_snapshot(snapshot)
         what = f"VDI {record.id} {record.name!r} to {_named(session, found)}"
         if found.vdi == record.id:
             written = human_size(record.own << BLOCK_SHIFT)
             settings.confirm(
-                f"rolling back {what} loses the {written} written since the newest snapshot"
+                f"rolling back {what} loses the {written} written since the newest snapshot",
+                record.name,
             )
         session.rollback(record, found)
     result = {
@@ -154,6 +160,22 @@ def _image(session: Session, reference: str) -> AbstractContextManager[Image]:
     if names_snapshot(reference):
         return session.reading(session.find_snapshot(reference))
     return nullcontext(session.live_image(session.registry.find(reference)))
+
+
+def _taken(snapshot: snaplog.Snapshot) -> str:
+    """Say when a snapshot was taken and how much was written for it alone."""
+    taken = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(snapshot.time_ns // 1_000_000_000))
+    return f"taken {taken}, {human_size(snapshot.own << BLOCK_SHIFT)} of its own"
+
+
+def _going_on(clones: Sequence[VdiRecord]) -> str:
+    """Say which VDIs were cloned from a snapshot and lose nothing with it."""
+    if not clones:
+        return ""
+    names = ", ".join(f"{clone.name!r}" for clone in clones[:_CLONES_SHOWN])
+    more = len(clones) - _CLONES_SHOWN
+    names += f" and {more} more" if more > 0 else ""
+    return f"; clones of it keep all they have: {names}"
 
 
 def _named(session: Session, snapshot: snaplog.Snapshot) -> str:

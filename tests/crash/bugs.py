@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from support.bench import Bench
 
-from core import batch, commit, extent, radix, registry, snaplog, vdi
+from core import batch, commit, extent, radix, reclaim, registry, snaplog, vdi
 from core import format as layout
 from core.blockstore import Blockstore
 from core.format import BLOCK, BLOCK_SHIFT, LOG_RECORDS, VDI_MAGIC, WRITABLE
@@ -317,6 +317,17 @@ def rollback_owns_the_snapshot(patch: Patch) -> None:
     patch.setattr(radix.RadixMap, "replace", take_over)
 
 
+def deleted_vdi_freed_before_it_is_gone(patch: Patch) -> None:
+    """Blocks of deleted VDIs are used again before their table entries are durably free."""
+
+    def retire(store: Blockstore, _locks: object, records: list[layout.VdiRecord]) -> None:
+        for old in records:
+            free = layout.VdiRecord(old.id, old.uuid, old.name, layout.FREE, old.sequence + 1)
+            registry.Registry(store).write(replace(free, token=old.token))
+
+    patch.setattr(reclaim, "_retire", retire)
+
+
 def records_before_nodes(patch: Patch) -> None:
     """Records are written with the nodes, under one flush."""
 
@@ -362,6 +373,7 @@ BUGS: tuple[Bug, ...] = (
     partial_write_forgets_the_rest,
     rollback_frees_the_snapshot,
     rollback_owns_the_snapshot,
+    deleted_vdi_freed_before_it_is_gone,
     records_before_nodes,
     commit_without_second_vdi,
 )

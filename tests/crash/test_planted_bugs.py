@@ -37,9 +37,17 @@ RETRIED_COMMIT: Sequence[Op] = (
     ("write", B, 12 * K, 8 * K, 12),
 )
 
+SPACE_USED_AGAIN: Sequence[Op] = (
+    ("delete", B),
+    ("collect",),
+    ("write", A, 12 * K, 8 * K, 11),
+    ("flush", A),
+)
+
 
 def small_lists() -> Lists:
     yield RETRIED_COMMIT
+    yield SPACE_USED_AGAIN
     yield from product(ALPHABET, repeat=1)
     yield from list(product(ALPHABET, repeat=2))[::7]
     yield from (random_operations(seed, 40) for seed in range(10))

@@ -92,7 +92,7 @@ def test_random_lists(world: Callable[[], World], record_property: Record) -> No
 def test_random_lists_in_a_full_store(record_property: Record) -> None:
     """The same with writes so long that they do not fit, and space that is reclaimed."""
     hunt = Hunt(nearly_full(), limit=60, engine_every=199)
-    hunt.all_of(random_operations(seed, 40, 4) for seed in range(30))
+    hunt.all_of(random_operations(seed, 40, 4) for seed in range(45))
     report(hunt, record_property)
     assert hunt.refused > 50
 

@@ -145,6 +145,15 @@ class StoreMachine(RuleBasedStateMachine):
     def delete(self, vdi: int) -> None:
         self.bench.delete(vdi)
 
+    @precondition(lambda self: self.bench.restorable)
+    @rule(vdi=numbers)
+    def restore(self, vdi: int) -> None:
+        self.bench.restore(vdi)
+
+    @rule()
+    def collect(self) -> None:
+        self.bench.collect()
+
     @rule()
     def reopen(self) -> None:
         self.bench.reopen()

@@ -22,7 +22,17 @@ from core.blockstore import Blockstore
 from core.check import check_store
 from core.commit import PendingCommit
 from core.errors import NoSpace
-from core.format import BLOCK, BLOCK_SHIFT, LIVE, ZERO_BLOCK, Superblock, VdiRecord, blocks_for
+from core.format import (
+    BLOCK,
+    BLOCK_SHIFT,
+    DELETED,
+    FREE,
+    LIVE,
+    ZERO_BLOCK,
+    Superblock,
+    VdiRecord,
+    blocks_for,
+)
 from core.image import Image
 from core.lock_master import LockMaster
 from core.mkfs import format_device
@@ -94,6 +104,10 @@ class Bench:
     def live(self) -> list[VdiModel]:
         return [vdi for vdi in self.vdis.values() if not vdi.deleted]
 
+    @property
+    def restorable(self) -> list[VdiModel]:
+        return [vdi for vdi in self.vdis.values() if vdi.deleted and not vdi.collected]
+
     def vdi(self, number: int) -> VdiModel | None:
         """The live VDI that a number of an operation means, modulo how many there are."""
         live = self.live
@@ -148,7 +162,9 @@ class Bench:
                     new.floor, new.versions = old.floor, dict(old.versions)
                     new.committed = old.committed
                 self.vdis[record.id] = new
-        self.vdis[record.id].recorded(record.sequence)
+        vdi = self.vdis[record.id]
+        vdi.recorded(record.sequence)
+        vdi.collected = record.state == FREE
 
     # -- doing -------------------------------------------------------------------------
 
@@ -361,13 +377,23 @@ class Bench:
             return
         self.release(self.live.index(vdi))
         record = self.record(vdi)
-        self.lossy = True
+        self._attempt(vdi, vdi.delete, lambda: self.session.delete(record, snapshots=True), True)
 
-        def change() -> None:
-            vdi.moment += 1
-            vdi.deleted = True
+    def restore(self, number: int) -> None:
+        restorable = self.restorable
+        if not restorable:
+            return
+        self.settle()
+        vdi = restorable[number % len(restorable)]
+        record = self.session.registry.find_deleted(str(vdi.id))
+        self._attempt(vdi, vdi.restore, lambda: self.session.restore(record), True)
 
-        self._attempt(vdi, change, lambda: self.session.delete(record, snapshots=True), True)
+    def collect(self) -> None:
+        """Commit all, and collect: no deleted VDI is left, and soon nothing unreachable."""
+        self.flush_all()
+        self.session.collect()
+        assert not self.restorable, "a deleted VDI survived a collection"
+        self.lossy = False
 
     # -- committing --------------------------------------------------------------------
 
@@ -495,8 +521,11 @@ class Bench:
 
     def check_contents(self) -> None:
         """Read all VDIs and snapshots through the engine and compare with the model."""
-        assert {record.id for record in self.session.registry.vdis()} == {v.id for v in self.live}
-        for vdi in self.live:
+        registry = self.session.registry
+        assert {record.id for record in registry.vdis()} == {v.id for v in self.live}
+        deleted = {record.id for record in registry.vdis(DELETED)}
+        assert deleted == {v.id for v in self.restorable}
+        for vdi in [*self.live, *self.restorable]:
             self.compare(self.image(vdi), vdi.size, vdi.disk, vdi.name)
             self._check_record(vdi, self.record(vdi))
 

@@ -39,7 +39,7 @@ Choice = tuple[tuple[int, tuple[tuple[int, bytes], ...] | None], ...]
 
 
 class Shown(NamedTuple):
-    """What a crash state shows of a VDI; `found` is None when it is deleted."""
+    """What a crash state shows of a VDI; `found` is None when it was collected."""
 
     record: VdiRecord
     version: Version
@@ -280,12 +280,12 @@ class CrashBench(Bench):
             f" from {vdi.floor} on"
         )
         for version in vdi.base(record.sequence):
-            if version.deleted == (found is None):
+            if version.deleted == (record.state != LIVE):
                 problem = "" if found is None else self._mismatch(get, vdi, version, found)
                 if not problem:
                     return Shown(record, version, found)
             else:
-                problem = f"VDI {vdi.id} is {'' if found is None else 'not '}deleted"
+                problem = f"VDI {vdi.id} is {'not ' if record.state == LIVE else ''}deleted"
         raise Violation(problem)
 
     def _mismatch(self, get: Get, vdi: VdiModel, version: Version, found: VdiFound) -> str:
@@ -321,7 +321,7 @@ class CrashBench(Bench):
                 snapshots = tuple(map(_with_id, version.snapshots, ids))
                 version = replace(version, disk=disk, snapshots=snapshots)
             model = self.vdis[number].copy()
-            model.found(version, record.sequence)
+            model.found(version, record.sequence, found is None)
             models.append(model)
         return models
 

@@ -90,6 +90,7 @@ class VdiModel:
         history: (moment, virtual block, contents) of changes since `committed`.
         before: its state when the operation under way began.
         prepared: its state when the commit under way was prepared.
+        collected: whether it was deleted and then collected, so that nothing of it is left.
     """
 
     id: int
@@ -105,6 +106,7 @@ class VdiModel:
     moment: int = 0
     before: Version | None = None
     prepared: Version | None = None
+    collected: bool = False
 
     def now(self) -> Version:
         return Version(
@@ -136,6 +138,14 @@ class VdiModel:
         self.moment += 1
         self.disk = dict(snapshot.disk)
         self.size = snapshot.size
+
+    def delete(self) -> None:
+        self.moment += 1
+        self.deleted = True
+
+    def restore(self) -> None:
+        self.moment += 1
+        self.deleted = False
 
     def rename(self, name: str) -> None:
         self.moment += 1
@@ -175,8 +185,9 @@ class VdiModel:
         self.moment += 1
         self.disk = disk
 
-    def found(self, version: Version, sequence: int) -> None:
+    def found(self, version: Version, sequence: int, collected: bool) -> None:
         """Become what was found on disk after a crash."""
+        self.collected = collected
         self.name, self.size, self.deleted = version.name, version.size, version.deleted
         self.disk, self.snapshots = dict(version.disk), version.snapshots
         self.moment += 1

@@ -17,9 +17,9 @@ from core import format as layout
 from core.format import (
     BLOCK_MASK,
     FANOUT_SHIFT,
+    FREE,
     KIND_SNAPSHOT,
     KIND_TOMBSTONE,
-    LIVE,
     WRITABLE,
     ZERO_BLOCK,
     BitmapBlock,
@@ -214,7 +214,7 @@ class Reader:
     # -- the whole ---------------------------------------------------------------------
 
     def vdi(self, get: Get, record: VdiRecord) -> VdiFound:
-        """Return all about one live VDI, with its own account of it checked."""
+        """Return all about one VDI, with its own account of it checked."""
         pages, log = self._log(get, record)
         lines = [
             ((block, offset), line)
@@ -248,7 +248,7 @@ class Reader:
         return VdiFound(record, tree, snapshots, frozenset(log))
 
     def store(self, get: Get, vdis: int) -> tuple[dict[int, VdiRecord], dict[int, VdiFound]]:
-        """Return all records and all live VDIs of a sound store.
+        """Return all records and all VDIs of a sound store, deleted ones included.
 
         Args:
             get: returns pages.
@@ -258,7 +258,7 @@ class Reader:
             Violation: an invariant does not hold.
         """
         records = {n: r for n in range(vdis) if (r := self.record(get, n)) is not None}
-        found = {n: self.vdi(get, r) for n, r in records.items() if r.state == LIVE}
+        found = {n: self.vdi(get, r) for n, r in records.items() if r.state != FREE}
         self._check_blocks(get, found)
         return records, found
 

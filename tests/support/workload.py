@@ -32,6 +32,9 @@ ALPHABET: tuple[Op, ...] = (
     ("resize", A, 5000),
     ("resize_now", A, 3 << 20),  # a taller tree
     ("delete", B),
+    ("delete", A),
+    ("restore", 0),
+    ("collect",),
     ("create", 64 * K),
     ("rename", A),
     ("flush", A),
@@ -133,11 +136,11 @@ def random_operation(rng: random.Random, scale: int = 1) -> Op:
         return kind, vdi, rng.choice([0, 5000, 48 * K, 100 * K + 1, 3 << 20, (1 << 30) + 5])
     if kind == "create":
         return kind, scale * rng.choice([0, 5000, 64 * K, 200 * K, 3 << 20])
-    if kind in ("clone", "delete_snapshot", "rollback"):
+    if kind in ("clone", "delete_snapshot", "rollback", "restore"):
         return kind, rng.randrange(8)
     if kind in ("flush", "begin"):
         return kind, *rng.sample(range(4), rng.randrange(1, 4))
-    if kind in ("flush_all", "reopen", "sync", "settle"):
+    if kind in ("flush_all", "reopen", "sync", "settle", "collect"):
         return (kind,)
     if kind == "without_room":
         what = rng.choice(["write", "flush", "flush", "flush"])
@@ -164,7 +167,9 @@ _WEIGHTS = (
     ("snapshot_now", 3),
     ("delete_snapshot", 2),
     ("rollback", 2),
-    ("delete", 2),
+    ("delete", 3),
+    ("restore", 2),
+    ("collect", 1),
     ("rename", 1),
     ("flush", 10),
     ("flush_all", 4),

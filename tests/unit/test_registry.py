@@ -168,9 +168,44 @@ def test_deleted_vdis_are_found_only_when_asked_for(registry: Registry) -> None:
     for reference in ("gone", "0"):
         with pytest.raises(NotFound):
             registry.find(reference)
-        assert registry.find(reference, DELETED) == gone
+        assert registry.find_deleted(reference) == gone
     assert registry.vdis(DELETED) == [gone]
     assert next(registry.free_ids()) == 1  # its blocks are not collected yet
+
+
+def test_a_deleted_vdi_is_found_by_id_name_or_uuid(registry: Registry) -> None:
+    gone = made(registry, vdi(3, "gone", state=DELETED))
+    made(registry, vdi(4, "collected", state=FREE))
+    for reference in ("3", "gone", str(uuid.UUID(bytes=gone.uuid))):
+        assert registry.find_deleted(reference) == gone
+    for reference in ("4", "collected", "9", "12345678901234567890", "gon"):
+        with pytest.raises(NotFound) as caught:
+            registry.find_deleted(reference)
+        assert caught.value.message == (
+            f"there is no deleted VDI {reference!r}, or its space was collected"
+        )
+    assert caught.value.hint == "did you mean 'gone'?"
+
+
+def test_a_name_that_several_deleted_vdis_have_is_refused_with_their_ids(
+    registry: Registry,
+) -> None:
+    made(registry, vdi(0, "web", state=DELETED))
+    made(registry, vdi(1, "web"))
+    made(registry, vdi(2, "web", state=DELETED))
+    with pytest.raises(BadRequest) as caught:
+        registry.find_deleted("web")
+    assert caught.value.message == "2 deleted VDIs have the name 'web': 0, 2"
+    assert caught.value.hint == "give the id"
+    assert registry.find_deleted("2").id == 2
+
+
+def test_a_live_vdi_is_not_among_the_deleted_ones(registry: Registry) -> None:
+    made(registry, vdi(7, "web"))
+    for reference in ("7", "web"):
+        with pytest.raises(BadRequest) as caught:
+            registry.find_deleted(reference)
+        assert caught.value.message == "VDI 7 'web' is not deleted"
 
 
 def test_free_places_are_given_again_lowest_first(registry: Registry) -> None:

@@ -13,9 +13,11 @@ from support.stores import live, noise, peek, poke, small_store, write
 
 from core import mkfs
 from core.blockstore import Blockstore
+from core.check import check, check_store
 from core.errors import BadRequest, Fenced, InUse, IoFailed, NoSpace, NotFound, ReadOnly
 from core.extent import read_bitmap
-from core.format import BLOCK, DELETED, MAX_VDI_SIZE, VdiRecord
+from core.format import BLOCK, BLOCK_MASK, DELETED, MAX_VDI_SIZE, VdiRecord
+from core.repair import repair
 from core.session import Session, parse_snapshot_id
 from core.snaplog import SnapshotId
 
@@ -296,6 +298,135 @@ def test_deleting(session: Session) -> None:
     assert session.registry.vdis() == []
     assert [r.name for r in session.registry.vdis(DELETED)] == ["base", "clone"]
     assert session.create("base").id == 2
+
+
+def test_a_deleted_vdi_comes_back_with_its_snapshots(session: Session) -> None:
+    where = snapshot_of(session)
+    write(session, session.registry.find("base"), 0, b"later")
+    before, record = live(session, "base"), session.registry.find("base")
+    session.delete(record, snapshots=True)
+    gone = session.registry.find_deleted("base")
+    assert gone.deleted_ns > 0
+    session.restore(gone)
+    back = session.registry.find("base")
+    assert (back.id, back.uuid, back.deleted_ns, back.snapshots) == (0, record.uuid, 0, 1)
+    assert live(session, "base") == before
+    assert session.find_snapshot("base@s").id == where
+    session.create("clone", parent=session.find_snapshot("base@s"))
+    assert [r.name for r in session.clones(back)] == ["clone"]
+    write(session, session.registry.find("base"), 0, b"still writable")
+    report = check_store(session.store)
+    assert (report.damaged, report.deleted, report.restorable) == (False, 0, 0)
+    with pytest.raises(NotFound, match="cannot be restored any more"):
+        session.restore(gone)
+
+
+def test_a_restored_vdi_needs_a_name_that_is_free(session: Session) -> None:
+    session.delete(session.create("base", BLOCK))
+    session.create("base")
+    gone = session.registry.find_deleted("base")
+    with pytest.raises(BadRequest) as caught:
+        session.restore(gone)
+    assert caught.value.message == "the name 'base' is taken by VDI 1"
+    assert caught.value.hint == "give another one with --name"
+    with pytest.raises(BadRequest, match="contains '@'"):
+        session.restore(gone, "a@b")
+    session.restore(gone, "old")
+    assert {r.id: r.name for r in session.registry.vdis()} == {0: "old", 1: "base"}
+    with pytest.raises(BadRequest, match="the name 'old' is taken by VDI 0"):
+        session.create("old")
+
+
+def test_what_was_collected_cannot_be_restored(session: Session) -> None:
+    snapshot_of(session)
+    clone = session.create("clone", parent=session.find_snapshot("base@s"))
+    session.delete(clone)
+    session.delete(session.registry.find("base"), snapshots=True)
+    gone = session.registry.vdis(DELETED)
+    assert check_store(session.store).restorable > 0
+    assert session.collect() > 0
+    for record in gone:
+        with pytest.raises(NotFound, match="cannot be restored any more"):
+            session.restore(record)
+        with pytest.raises(NotFound, match="or its space was collected"):
+            session.registry.find_deleted(record.name)
+
+
+def test_a_clone_outlives_the_collection_of_its_deleted_parent(session: Session) -> None:
+    snapshot_of(session)
+    clone = session.create("clone", parent=session.find_snapshot("base@s"))
+    contents = live(session, "clone")
+    session.delete(clone)
+    session.delete(session.registry.find("base"), snapshots=True)
+    session.restore(session.registry.find_deleted("clone"))
+    session.collect()
+    assert live(session, "clone") == contents
+    assert not check_store(session.store).damaged
+
+
+def test_damage_to_a_free_entry_does_not_bring_a_deleted_vdi_back(path: str) -> None:
+    """Its blocks may be others' by then, so both its records say that it is gone."""
+    with Session.open(path) as session:
+        session.create("base", BLOCK)
+        write(session, session.registry.find("base"), 0, b"contents")
+        session.delete(session.registry.find("base"))
+        session.collect()
+        slots = [session.store.sb.vdi_slot(0, slot) for slot in (0, 1)]
+    for slot in slots:
+        whole = peek(path, slot)
+        poke(path, slot, noise(BLOCK, 1))
+        with Session.open(path, "read") as session:
+            assert session.registry.vdis(DELETED) == []
+        poke(path, slot, whole)
+
+
+def test_a_reading_session_restores_nothing(path: str) -> None:
+    with Session.open(path) as session:
+        session.delete(session.create("base", BLOCK))
+    with Session.open(path, "read") as session, pytest.raises(ReadOnly):
+        session.restore(session.registry.find_deleted("base"))
+
+
+def test_damage_of_a_deleted_vdi_is_found_and_repaired(path: str) -> None:
+    with Session.open(path) as session:
+        session.create("base", BLOCK)
+        write(session, session.registry.find("base"), 0, b"contents")
+        record = session.registry.find("base")
+        session.delete(record)
+    poke(path, record.root >> 1 & BLOCK_MASK, noise(BLOCK, 1))
+    report = check(path)
+    assert report.damaged
+    assert any("deleted VDI 0 'base' is damaged" in f.message for f in report.findings)
+    repair(path)
+    report = check(path)
+    assert (report.damaged, report.deleted) == (False, 0)
+
+
+def test_a_collection_frees_what_a_repair_leaves_of_a_deleted_vdi(path: str) -> None:
+    test_damage_of_a_deleted_vdi_is_found_and_repaired(path)
+    with Session.open(path) as session:
+        assert session.collect() > 0
+    assert check(path).unreachable == 0
+
+
+def test_labels_that_come_close_are_suggested(session: Session) -> None:
+    snapshot_of(session, label="clean")
+    with pytest.raises(NotFound) as caught:
+        session.find_snapshot("base@claen")
+    assert caught.value.message == "there is no snapshot base@claen"
+    assert caught.value.hint == "did you mean 'base@clean'?"
+    with pytest.raises(NotFound) as caught:
+        session.find_snapshot("base@12.0")
+    assert caught.value.hint == "'plxsh snap list VDI' shows those of a VDI"
+
+
+def test_the_clones_of_one_snapshot(session: Session) -> None:
+    snapshot_of(session)
+    first = session.find_snapshot("base@s")
+    session.create("clone", parent=first)
+    session.snapshot(session.registry.find("base"), "second")
+    assert [r.name for r in session.clones_of(first)] == ["clone"]
+    assert session.clones_of(session.find_snapshot("base@second")) == []
 
 
 def test_what_is_open_is_not_deleted_or_rolled_back(session: Session) -> None:
