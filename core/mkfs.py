@@ -12,6 +12,9 @@ from core.device import BlockDevice, FileDevice, io_error
 from core.errors import BadRequest
 from core.extent import pristine
 from core.format import BLOCK_SHIFT, SUPERBLOCK_MAGIC, Superblock, check_geometry
+from core.progress import Progress, silent
+
+_DISCARD: Final = 1 << 30
 
 
 def format_device(device: BlockDevice, extent_size: int, extents: int) -> Superblock:
@@ -46,7 +49,13 @@ def write_superblock(device: BlockDevice, sb: Superblock) -> None:
     device.flush()
 
 
-def create(path: str, extent_size: int, extents: int, force: bool = False) -> Superblock:
+def create(
+    path: str,
+    extent_size: int,
+    extents: int,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Superblock:
     """Format a file (made if missing, sparse) or a block device.
 
     Args:
@@ -54,6 +63,7 @@ def create(path: str, extent_size: int, extents: int, force: bool = False) -> Su
         extent_size: bytes, a power of two.
         extents: how many extents, at least 6.
         force: format it even if it already holds something.
+        progress: told about bytes of what was there that are discarded.
 
     Raises:
         BadRequest: it holds data and `force` is not set, or there can be no such store.
@@ -76,7 +86,7 @@ def create(path: str, extent_size: int, extents: int, force: bool = False) -> Su
                 refuse_contents(device)
             device.resize(extent_size * extents)
             if not made:
-                device.discard(0, device.size)
+                _discard(device, progress)
             sb = format_device(device, extent_size, extents)
         finally:
             device.close()
@@ -86,6 +96,14 @@ def create(path: str, extent_size: int, extents: int, force: bool = False) -> Su
             os.unlink(path)
         raise
     return sb
+
+
+def _discard(device: FileDevice, progress: Progress) -> None:
+    """Make all of a device read as zeros; one without a quick way takes its time."""
+    for start in range(0, device.size, _DISCARD):
+        progress(start, device.size)
+        device.discard(start, min(_DISCARD, device.size - start))
+    progress(device.size, device.size)
 
 
 def _sync_folder(path: str) -> None:

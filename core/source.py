@@ -15,17 +15,19 @@ import errno
 import json
 import mmap
 import os
+import re
 import stat
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Final, NamedTuple
 
 from core.device import io_error
-from core.errors import BadRequest, IoFailed, NoSpace, NotFound
+from core.errors import BadRequest, IoFailed, NoSpace, NotFound, ParallaxError
 from core.format import BLOCK, blocks_for
+from core.progress import Progress, silent
 
 CHUNK: Final = 4 << 20
 """Bytes read and written at once; whole leaves of the radix map."""
@@ -51,6 +53,7 @@ _MAGICS: Final = (
 _LOOK: Final = 128
 _QCOW2_HEADER: Final = struct.Struct(">4sIQ56xQ")
 _QCOW2_DATA_FILE: Final = 1 << 2
+_PERCENT: Final = re.compile(r"\(([\d.]+)/100%\)")
 
 
 class Piece(NamedTuple):
@@ -185,7 +188,11 @@ Source = RawFile | RawStream
 
 @contextmanager
 def opened(
-    source: str, image_format: str | None, store: str, limit: int | None = None
+    source: str,
+    image_format: str | None,
+    store: str,
+    limit: int | None = None,
+    converting: Progress = silent,
 ) -> Iterator[Source]:
     """Open an image for reading, converted to raw if need be.
 
@@ -194,39 +201,82 @@ def opened(
         image_format: what the user said it is.
         store: the image must not be this very file.
         limit: refuse an image of more bytes.
+        converting: told about bytes that are converted before there is anything to read.
     """
     if source == STREAM:
         refuse_store(store, "standard input", os.fstat(0))
         yield _stream(0, "standard input", image_format)
         return
+    with _file(source, store) as fd:
+        if stat.S_ISFIFO(os.fstat(fd).st_mode):
+            yield _stream(fd, source, image_format)
+            return
+        actual = _actual_format(fd, source, image_format)
+        size = _size(fd, source, actual)
+        check_limit(source, size, limit)
+        if actual == RAW:
+            yield RawFile(fd, source)
+            return
+        with scratch() as raw:
+            os.ftruncate(raw, size)
+            convert(source, actual, f"/dev/fd/{raw}", RAW, size, converting, keep=(raw,))
+            yield RawFile(raw, source)
+
+
+def measured(
+    source: str, image_format: str | None, store: str, limit: int | None = None
+) -> int | None:
+    """Return the bytes of an image without reading it, None for a pipe; as `opened`.
+
+    What `opened` refuses before it converts or reads is refused here as well.
+    """
+    if source == STREAM:
+        refuse_store(store, "standard input", os.fstat(0))
+        return _stream(0, "standard input", image_format).size
+    with _file(source, store) as fd:
+        if stat.S_ISFIFO(os.fstat(fd).st_mode):
+            return _stream(fd, source, image_format).size
+        size = _size(fd, source, _actual_format(fd, source, image_format))
+        check_limit(source, size, limit)
+        return size
+
+
+@contextmanager
+def _file(source: str, store: str) -> Iterator[int]:
+    """Open a file, device or pipe that is not the store."""
     try:
         fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise io_error(error, f"cannot read {source}") from error
     try:
-        status = os.fstat(fd)
-        refuse_store(store, source, status)
-        if stat.S_ISFIFO(status.st_mode):
-            yield _stream(fd, source, image_format)
-            return
-        if not (stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)):
-            raise BadRequest(
-                f"{source} is no image", "name a file, a block device or a pipe, or - to read one"
-            )
-        image = RawFile(fd, source)
-        if not image.size:
-            raise empty(source)
-        head = os.pread(fd, _LOOK, 0)
-        actual = image_format or _format_of(head, source, stat.S_ISREG(status.st_mode))
-        if actual == RAW:
-            check_limit(source, image.size, limit)
-            yield image
-            return
-        with scratch() as raw:
-            _convert(source, actual, raw, limit)
-            yield RawFile(raw, source)
+        refuse_store(store, source, os.fstat(fd))
+        yield fd
     finally:
         os.close(fd)
+
+
+def _actual_format(fd: int, source: str, image_format: str | None) -> str:
+    """Return the format of an open file or device, that which the user named if any."""
+    mode = os.fstat(fd).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        raise BadRequest(
+            f"{source} is no image", "name a file, a block device or a pipe, or - to read one"
+        )
+    if not RawFile(fd, source).size:
+        raise empty(source)
+    return image_format or _format_of(os.pread(fd, _LOOK, 0), source, stat.S_ISREG(mode))
+
+
+def _size(fd: int, source: str, image_format: str) -> int:
+    """Return the bytes of the disk that an open file or device holds."""
+    if image_format == RAW:
+        return RawFile(fd, source).size
+    # A relative path could look like a protocol to qemu-img.
+    path = os.path.abspath(source)
+    info = json.loads(qemu_img("info", "--output=json", "-f", image_format, path))
+    size = info["virtual-size"]
+    assert isinstance(size, int)
+    return size
 
 
 def _stream(fd: int, name: str, image_format: str | None) -> RawStream:
@@ -300,38 +350,90 @@ def scratch(folder: str | None = None) -> Iterator[int]:
         yield file.fileno()
 
 
-def _convert(source: str, image_format: str, raw: int, limit: int | None) -> None:
-    """Have qemu-img write an image to the empty file `raw`, sparse."""
-    path = os.path.abspath(source)  # a relative one could look like a protocol to qemu-img
-    info = json.loads(qemu_img("info", "--output=json", "-f", image_format, path))
-    size = info["virtual-size"]
-    check_limit(source, size, limit)
-    os.ftruncate(raw, size)
-    formats = ("-f", image_format, "-O", RAW)
-    qemu_img("convert", "-n", "--target-is-zero", *formats, path, f"/dev/fd/{raw}", keep=(raw,))
+def convert(
+    source: str,
+    source_format: str,
+    target: str,
+    target_format: str,
+    size: int,
+    progress: Progress = silent,
+    keep: tuple[int, ...] = (),
+) -> None:
+    """Have qemu-img write an image to a file that is there and reads as zeros, sparse.
+
+    Args:
+        source: path of the image.
+        source_format: its format.
+        target: path of the file; its format may need no header, or makes its own.
+        target_format: what to write.
+        size: bytes of the disk in the image.
+        progress: told about bytes of that disk.
+        keep: descriptors that the paths name.
+    """
+
+    def heard(text: str) -> None:
+        said = _PERCENT.findall(text)
+        if said:
+            progress(min(size, int(size * float(said[-1]) / 100)), size)
+
+    # With -n qemu-img writes into the file as it is; other formats it has to make itself.
+    raw = ("-n", "--target-is-zero") if target_format == RAW else ()
+    paths = (os.path.abspath(source), os.path.abspath(target))
+    qemu_img(
+        "convert", "-p", *raw, "-f", source_format, "-O", target_format, *paths,
+        keep=keep, heard=heard,
+    )  # fmt: skip
 
 
-def qemu_img(*arguments: str, keep: tuple[int, ...] = ()) -> str:
-    """Run qemu-img, which keeps some descriptors open, and return what it prints."""
-    try:
-        done = subprocess.run(
-            ["qemu-img", *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            pass_fds=keep,
-            env={**os.environ, "LC_ALL": "C"},
-            text=True,
-            errors="replace",
-            check=False,
-        )
-    except FileNotFoundError as error:
-        raise NotFound(
-            "other formats than raw need qemu-img, which is not installed",
-            "install the Debian package qemu-utils",
-        ) from error
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["it failed without a word"])[-1]
-        if os.strerror(errno.ENOSPC) in said:
-            raise NoSpace(said, "free space there, or set TMPDIR to another folder")
-        raise BadRequest(said, "check the file and its format")
-    return done.stdout
+def _ignore(text: str) -> None:
+    """Hear nothing."""
+
+
+def qemu_img(
+    *arguments: str, keep: tuple[int, ...] = (), heard: Callable[[str], None] = _ignore
+) -> str:
+    """Run qemu-img and return what it prints.
+
+    Args:
+        arguments: what follows its name.
+        keep: descriptors that it inherits.
+        heard: told what it prints, piece by piece; may raise KeyboardInterrupt to stop it.
+    """
+    said: list[str] = []
+    with tempfile.TemporaryFile() as complaints:
+        try:
+            process = subprocess.Popen(
+                ["qemu-img", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=complaints,
+                pass_fds=keep,
+                env={**os.environ, "LC_ALL": "C"},
+            )
+        except FileNotFoundError as error:
+            raise NotFound(
+                "other formats than raw need qemu-img, which is not installed",
+                "install the Debian package qemu-utils",
+            ) from error
+        with process:
+            assert process.stdout is not None
+            try:
+                while piece := os.read(process.stdout.fileno(), 1 << 16):
+                    said.append(piece.decode(errors="replace"))
+                    heard(said[-1])
+                process.wait()
+            except BaseException:
+                process.kill()
+                raise
+        if process.returncode:
+            complaints.seek(0)
+            raise _failure(complaints.read().decode(errors="replace"))
+    return "".join(said)
+
+
+def _failure(said: str) -> ParallaxError:
+    """Return the error that the last line of what qemu-img complained about stands for."""
+    line = (said.strip().splitlines() or ["qemu-img failed without a word"])[-1]
+    if os.strerror(errno.ENOSPC) in line:
+        return NoSpace(line, "free space there, or set TMPDIR to another folder")
+    return BadRequest(line, "check the file and its format")

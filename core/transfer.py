@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from core.device import io_error
 from core.errors import BadRequest, Different, Interrupted, ParallaxError
 from core.format import BLOCK, blocks_for
 from core.image import Extent, Image
+from core.progress import Progress, silent
 from core.session import Session
 from core.source import (
     CHUNK,
@@ -32,6 +33,7 @@ from core.source import (
     Piece,
     Source,
     check_limit,
+    convert,
     empty,
     new_buffer,
     opened,
@@ -48,23 +50,13 @@ _BEHIND: Final = 64 << 20
 _WINDOW: Final = 1 << 30
 
 
-class Progress(Protocol):
-    """Told from time to time how far it is; may raise KeyboardInterrupt to stop it."""
-
-    def __call__(self, done: int, total: int | None, /) -> None:
-        """Take the bytes done and the bytes in all, None if nobody knows."""
-
-
-def silent(done: int, total: int | None, /) -> None:
-    """Show no progress."""
-
-
 def fill(
     vdi: Vdi,
     session: Session,
     source: str,
     image_format: str | None = None,
     progress: Progress = silent,
+    converting: Progress = silent,
 ) -> int:
     """Make a VDI equal to an image followed by zeros, durably; return the image's bytes.
 
@@ -74,6 +66,7 @@ def fill(
         source: path of a file, a block device or a pipe; `-` is standard input.
         image_format: a format that qemu-img knows; see the module for what None means.
         progress: told about bytes of the image.
+        converting: told about bytes of an image of another format, before anything is read.
 
     Raises:
         BadRequest: the image is larger than the VDI, empty, or of another format.
@@ -86,7 +79,7 @@ def fill(
     try:
         store = session.store.device.name
         with (
-            opened(source, image_format, store, vdi.size or None) as image,
+            opened(source, image_format, store, vdi.size or None, converting) as image,
             _WriteBehind(vdi) as behind,
         ):
             return _fill(vdi, session, image, behind, progress, marks)
@@ -206,7 +199,11 @@ def _left(vdi: Vdi, session: Session, source: str, marks: dict[int, int]) -> str
 
 
 def validate(
-    contents: Image, source: str, image_format: str | None = None, progress: Progress = silent
+    contents: Image,
+    source: str,
+    image_format: str | None = None,
+    progress: Progress = silent,
+    converting: Progress = silent,
 ) -> None:
     """Compare a VDI or snapshot with an image, byte by byte; arguments as `fill`.
 
@@ -218,7 +215,8 @@ def validate(
     ours = new_buffer()
     done = 0
     try:
-        with opened(source, image_format, contents.store.device.name) as image:
+        store = contents.store.device.name
+        with opened(source, image_format, store, converting=converting) as image:
             progress(0, image.size)
             for offset, length, data in image.pieces():
                 common = max(0, min(length, contents.size - offset))
@@ -283,6 +281,7 @@ def export(
     image_format: str = RAW,
     force: bool = False,
     progress: Progress = silent,
+    converting: Progress = silent,
 ) -> None:
     """Write a VDI or snapshot to an image file, durably.
 
@@ -295,6 +294,7 @@ def export(
         image_format: raw, or what qemu-img should make of it (into a file only).
         force: replace a file or overwrite a device that exists.
         progress: told about bytes of the image.
+        converting: told about bytes of it that qemu-img has converted, after that.
 
     Raises:
         BadRequest: the target exists and `force` is not set, or it cannot be one.
@@ -306,18 +306,16 @@ def export(
     try:
         if target == STREAM:
             left = "standard output ends in the middle of the image"
-            _plain_only(image_format, "standard output")
+            check_target(contents, target, image_format, force)
             _write_zeros_too(contents, 1, "standard output", progress)
             return
+        check_target(contents, target, image_format, force)
         path = os.path.realpath(target)
         status = _status(path)
-        if status is not None:
-            _check_target(contents, target, status, force)
         if status is None or stat.S_ISREG(status.st_mode):
-            _export_file(contents, path, image_format, progress)
+            _export_file(contents, path, image_format, progress, converting)
         else:
             left = f"{target} is overwritten in part"
-            _plain_only(image_format, "a device")
             _export_device(contents, path, status, progress)
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted: {left}", "run the same command again") from None
@@ -333,14 +331,39 @@ def _status(path: str) -> os.stat_result | None:
         raise io_error(error, f"cannot write {path}") from error
 
 
-def _check_target(contents: Image, target: str, status: os.stat_result, force: bool) -> None:
-    """Refuse to write over what should not be written over."""
-    refuse_store(contents.store.device.name, target, status)
-    mode = status.st_mode
-    if not force and not stat.S_ISFIFO(mode) and not stat.S_ISCHR(mode):
-        raise BadRequest(f"{target} exists", "name another target, or use --force to replace it")
-    if stat.S_ISDIR(mode) or stat.S_ISSOCK(mode):
-        raise BadRequest(f"{target} cannot hold an image", "name a file or a block device")
+def check_target(contents: Image, target: str, image_format: str, force: bool) -> None:
+    """Raise what `export` would raise before it writes anything; arguments as there."""
+    if target == STREAM:
+        _plain_only(image_format, "standard output")
+        return
+    path = os.path.realpath(target)
+    status = _status(path)
+    if status is not None:
+        refuse_store(contents.store.device.name, target, status)
+        if would_lose(target) and not force:
+            raise BadRequest(
+                f"{target} exists", "name another target, or use --force to replace it"
+            )
+        if stat.S_ISDIR(status.st_mode) or stat.S_ISSOCK(status.st_mode):
+            raise BadRequest(f"{target} cannot hold an image", "name a file or a block device")
+    if status is not None and not stat.S_ISREG(status.st_mode):
+        _plain_only(image_format, "a device")
+        return
+    try:
+        os.stat(os.path.dirname(path))
+    except OSError as error:
+        raise io_error(error, f"cannot write {path}") from error
+    if image_format != RAW:
+        # It knows the format, or says now that it does not and not after all is read.
+        qemu_img("create", "-f", image_format, "-o", "help")
+
+
+def would_lose(target: str) -> bool:
+    """Say whether writing an image to a path loses what is there: not so with a pipe."""
+    status = None if target == STREAM else _status(os.path.realpath(target))
+    return status is not None and not (
+        stat.S_ISFIFO(status.st_mode) or stat.S_ISCHR(status.st_mode)
+    )
 
 
 def _plain_only(image_format: str, where: str) -> None:
@@ -350,7 +373,9 @@ def _plain_only(image_format: str, where: str) -> None:
         )
 
 
-def _export_file(contents: Image, path: str, image_format: str, progress: Progress) -> None:
+def _export_file(
+    contents: Image, path: str, image_format: str, progress: Progress, converting: Progress
+) -> None:
     """Write a new file beside the target, then put it in its place."""
     folder, name = os.path.split(path)
     what = f"cannot write {path}"
@@ -365,7 +390,7 @@ def _export_file(contents: Image, path: str, image_format: str, progress: Progre
             with scratch(folder) as raw:
                 _write_sparse(contents, raw, what, progress)
                 image = f"/dev/fd/{raw}"
-                qemu_img("convert", "-f", RAW, "-O", image_format, image, part, keep=(raw,))
+                convert(image, RAW, part, image_format, contents.size, converting, keep=(raw,))
         os.fsync(fd)
         os.replace(part, path)
         _sync_folder(folder)

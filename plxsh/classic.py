@@ -37,7 +37,7 @@ class Tool(Command):
 
     def __init__(self, name: str, params: list[click.Parameter], **attrs: Any) -> None:
         """Take -h for help, as `plxsh` does."""
-        context = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+        context = {"max_content_width": 100}
         super().__init__(name, context_settings=context, **attrs)
         self.params = params
 

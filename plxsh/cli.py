@@ -51,7 +51,7 @@ def _configure(ctx: click.Context, _param: click.Parameter, path: str | None) ->
     lazy=COMMANDS,
     params=before_commands(),
     invoke_without_command=True,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={"max_content_width": 100},
 )
 @click.option(
     "--config",

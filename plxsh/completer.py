@@ -22,6 +22,7 @@ from plxsh import paths
 from plxsh.context import Settings
 from plxsh.grammar import Reading, read
 from plxsh.matching import best, prefixed
+from plxsh.offers import Offer
 from plxsh.options import GlobalOption
 
 _SHOWN: Final = 500
@@ -63,15 +64,18 @@ class Candidate:
     more: bool = False
 
 
-def complete(settings: Settings, words: Sequence[str], fragment: str) -> list[Candidate]:
+def complete(
+    cli: click.Command, settings: Settings, words: Sequence[str], fragment: str
+) -> list[Candidate]:
     """Return what the word at the cursor may become, the best first; fuzzy.
 
     Args:
+        cli: the command that the words are arguments of.
         settings: those of the shell; they name the store.
         words: the words before it that belong to the same command, without quotes.
         fragment: what there is of it before the cursor, without quotes.
     """
-    return _complete(_read(settings, words), settings, fragment, best, _SHOWN)
+    return _complete(_read(cli, settings, words), settings, fragment, best, _SHOWN)
 
 
 def complete_file(fragment: str) -> list[Candidate]:
@@ -79,9 +83,11 @@ def complete_file(fragment: str) -> list[Candidate]:
     return _files(fragment, False, best, _SHOWN)
 
 
-def complete_prefix(settings: Settings, words: Sequence[str], fragment: str) -> list[Candidate]:
-    """Return all words that begin with `fragment`, as other shells want them."""
-    return _complete(_read(settings, words), settings, fragment, prefixed, None)
+def complete_prefix(
+    cli: click.Command, settings: Settings, words: Sequence[str], fragment: str
+) -> list[Candidate]:
+    """Return all words that begin with `fragment`, as other shells want them; see `complete`."""
+    return _complete(_read(cli, settings, words), settings, fragment, prefixed, None)
 
 
 def _complete(
@@ -92,7 +98,7 @@ def _complete(
         return _values(reading.option, reading.context, fragment, match, limit)
     if reading.options and fragment.startswith("--") and equals:
         param = _long_options(reading).get(option)
-        if param is None or param.is_flag or param.count:
+        if param is None:
             return []
         found = _values(param, reading.context, value, match, limit)
         return [replace(candidate, text=f"{option}={candidate.text}") for candidate in found]
@@ -112,10 +118,8 @@ def _complete(
     return []
 
 
-def _read(settings: Settings, words: Sequence[str]) -> Reading:
+def _read(cli: click.Command, settings: Settings, words: Sequence[str]) -> Reading:
     """Read the words; where they name another store, names come from that one."""
-    from plxsh.cli import cli  # it imports the shell, which imports this
-
     reading = read(cli, words, settings)
     given = reading.context
     while "store" not in given.params and given.parent is not None:
@@ -206,9 +210,10 @@ def _values(
 
 
 def _candidate(item: CompletionItem[Any]) -> Candidate:
-    meta = item.describe() if item.describe is not None else item.help or ""
     kind = "value" if item.type == "plain" else item.type
-    return Candidate(str(item.value), meta, kind, bool(item.more))
+    if isinstance(item, Offer):
+        return Candidate(item.value, item.describe(), kind, item.more)
+    return Candidate(str(item.value), item.help or "", kind)
 
 
 def _files(fragment: str, only_folders: bool, match: _Match, limit: int | None) -> list[Candidate]:

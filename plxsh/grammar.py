@@ -144,10 +144,7 @@ def _nested(reading: Reading, words: list[str]) -> Reading:
 
 
 def _beginning(cli: click.Command, settings: Settings) -> click.Context:
-    """Return the context of a whole line, with the help options that `cli` has at work.
-
-    A command keeps the help option that it makes first, whatever the next context says.
-    """
+    """Return the context of a whole line."""
     return click.Context(
         cli, info_name="plxsh", obj=settings, resilient_parsing=True, **cli.context_settings
     )

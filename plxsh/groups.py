@@ -10,13 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import click
 
 from plxsh.context import Settings
 from plxsh.options import behind_command
 from plxsh.params import VdiOrSnapshotType, VdiType
+
+HELP_OPTIONS: Final = ("-h", "--help")
 
 Effect = Literal["looks", "changes", "destroys"]
 """What a command does to a store or a file: nothing; something; lose data."""
@@ -27,7 +29,8 @@ class Command(click.Command):
 
     Args:
         examples: whole lines as they are typed at a shell's prompt.
-        effect: what `changes` has a dry run; what `destroys` is never suggested either.
+        effect: what `changes` has a dry run; what `destroys` is never suggested either. An
+            option such as --force is not counted: it is never suggested anyway.
     """
 
     def __init__(
@@ -38,6 +41,10 @@ class Command(click.Command):
         self.examples = examples
         self.effect = effect
         self.params += behind_command({name for param in self.params for name in param.opts})
+
+    def get_help_option_names(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Return the names of the help option, whoever made the context."""
+        return list(HELP_OPTIONS)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the words; where the first argument is missing, take the VDI of `use`.
@@ -100,6 +107,10 @@ class Group(click.Group):
     """A group that remembers which command runs and suggests names for mistyped ones."""
 
     command_class = Command
+
+    def get_help_option_names(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Return the names of the help option, whoever made the context."""
+        return list(HELP_OPTIONS)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

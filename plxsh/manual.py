@@ -18,7 +18,7 @@ from plxsh.classic import TOOLS, mkfs, parallaxd
 from plxsh.cli import cli
 from plxsh.commands.help import SHELL_HELP
 from plxsh.context import CONFIG_FILES, DEFAULT_STORE, Settings
-from plxsh.groups import Command
+from plxsh.groups import HELP_OPTIONS, Command
 from plxsh.roff import Page, Prose, bold, italic, usage
 
 _GLOBAL: Final = (
@@ -29,7 +29,6 @@ _ORIGINAL: Final = (
     "This is one of the original tools: its arguments and its output do not change. {}(1) does"
     " the same and more."
 )
-_HELP: Final = ["-h", "--help"]
 _SCRIPTS: Final = (("-c", "LINES"), ("-f", "FILE"))
 _EXAMPLES: Final = ("plxsh", "plxsh vdi list", "plxsh -o json vdi list", "plxsh vdi create --help")
 
@@ -106,7 +105,7 @@ class Manual:
         _describe(page, prose, cli)
         page.heading("OPTIONS")
         _options(page, prose, cli)
-        page.item(", ".join(map(bold, _HELP)), "Show help, here or behind a command.")
+        page.item(", ".join(map(bold, HELP_OPTIONS)), "Show help, here or behind a command.")
         page.heading("COMMANDS")
         page.paragraph(prose("Each word has a page of its own, such as plxsh-vdi(1)."))
         for word, command in _commands(cli):
@@ -185,7 +184,7 @@ def _section(name: str) -> int:
 
 def _context(command: click.Command, path: str = "") -> click.Context:
     # A command keeps the help option that it makes first, so it must be the one it has at work.
-    return click.Context(command, info_name=path, obj=Settings(), help_option_names=_HELP)
+    return click.Context(command, info_name=path, obj=Settings())
 
 
 def _commands(group: click.Group) -> list[tuple[str, click.Command]]:

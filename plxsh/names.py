@@ -46,6 +46,7 @@ _UUID: Final = 36
 """Characters of a UUID."""
 
 _Sums = tuple[int, int]
+_NEVER: Final[_Sums] = (0, 0)
 _LogKey = tuple[bytes, int, int, int, tuple[LogRecord, ...]]
 
 
@@ -99,6 +100,14 @@ class Names:
         """Return the VDIs that are live, or those that are DELETED, by id."""
         known = self._fresh(self._deadline())
         return known.deleted if state == DELETED else known.live
+
+    def whole(self, seconds: float) -> Known:
+        """Return what is known when the reading under way has ended: for who can wait."""
+        self._fresh(self._deadline())
+        reading = self._reading
+        if reading is not None:
+            reading.wait(seconds)
+        return self._reader.known or Known()
 
     def snapshots(self, reference: str) -> tuple[Snapshot, ...]:
         """Return the snapshots of the VDI with this id, name or UUID, newest first."""
@@ -203,7 +212,7 @@ class _Reader:
                 self._publish()
                 next_look = 2 * len(self._records)
             seen.add(number)
-            if self._sums.get(number) != sums:
+            if self._sums.get(number, _NEVER) != sums:
                 self._sums[number] = sums
                 self._read_record(registry, number)
         for number in self._sums.keys() - seen:
@@ -246,7 +255,7 @@ def _stamp(path: str) -> tuple[object, ...]:
     now = time.time_ns()
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):
         return ("missing",)
     if stat.S_ISBLK(status.st_mode):
         return (status.st_rdev, int(time.monotonic() / _DEVICE_REST))

@@ -23,6 +23,7 @@ from plxsh.names import Names
 _EVERY: Final = 2.0
 _REST: Final = 10
 _TAP_TIMEOUT: Final = 0.5
+_NAMES_TIMEOUT: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ def overview(names: Names, socket: str) -> Overview:
     return Overview(
         used << BLOCK_SHIFT,
         total << BLOCK_SHIFT,
-        len(names.vdis()),
+        len(names.whole(_NAMES_TIMEOUT).live),
         lock_holder(names.path),
         exports,
         clients,
@@ -140,6 +141,7 @@ class Overviews:
     def latest(self) -> Overview | None:
         """Return what is known at once, None at first; look again if that is old."""
         with self._lock:
+            known = self._latest
             due = time.monotonic() >= self._next
             if due:
                 self._next = float("inf")  # until the thread has looked
@@ -148,18 +150,18 @@ class Overviews:
                 Thread(target=self._look, name="overview", daemon=True).start()
             except RuntimeError:  # no more threads, or the program is about to end
                 self._next = 0.0
-        return self._latest
+        return known
 
     def _look(self) -> None:
         """Look once: what the thread does."""
         began = time.monotonic()
-        before = self._latest
         try:
-            self._latest = overview(self._names, self._socket)
+            found = overview(self._names, self._socket)
         except Exception:  # even a bug must not write over what someone types
-            self._latest = Overview(trouble="cannot be read")
-        finally:
-            now = time.monotonic()
-            self._next = now + max(_EVERY, _REST * (now - began))
-        if self._latest != before:
+            found = Overview(trouble="cannot be read")
+        news = found != self._latest
+        self._latest = found
+        now = time.monotonic()
+        self._next = now + max(_EVERY, _REST * (now - began))
+        if news:
             self._changed()

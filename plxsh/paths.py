@@ -85,5 +85,5 @@ def _scan(folder: str) -> Iterator[tuple[os.DirEntry[str], bool]]:
                     return
                 if entry.name.isprintable():
                     yield entry, entry.is_dir()
-    except OSError:
+    except (OSError, ValueError):
         return

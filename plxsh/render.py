@@ -11,9 +11,9 @@ Tables are laid out here: a table library takes seconds for 10,000 rows.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,16 +22,19 @@ from typing import Any, Final, Literal
 import click
 
 from core.text import columns as cell_width
-from core.text import human_size
+from core.text import human_age, human_size
+from plxsh import pager
 from plxsh.context import Settings
+from plxsh.yaml_text import yaml_lines
 
 SCHEMA: Final = 1
 """Version of the keys in JSON and YAML."""
 
 Record = Mapping[str, Any]
-Kind = Literal["text", "number", "bytes", "time"]
+Kind = Literal["text", "number", "bytes", "time", "age"]
 
-_MIN_FLEXIBLE: Final = 12
+_FLEXIBLE: Final = 12
+"""Columns of the terminal below which no text is cut as long as something can be left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +44,11 @@ class Column:
     Args:
         key: which value of a record it shows.
         title: its heading.
-        kind: how the value is shown to people.
+        kind: how the value is shown to people; "time" and "age" are nanoseconds since 1970.
         optional: left out of tables when no record has a value.
         flexible: may be cut when the terminal is narrow.
+        rank: where the terminal is too narrow still, the highest rank is left out first,
+            of equals the one on the right; the first column stays.
     """
 
     key: str
@@ -51,6 +56,7 @@ class Column:
     kind: Kind = "text"
     optional: bool = False
     flexible: bool = False
+    rank: int = 0
 
 
 # -- values ----------------------------------------------------------------------------
@@ -62,22 +68,34 @@ def iso_time(time_ns: int) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
 
 
+def _missing(value: Any) -> bool:
+    """Say whether there is nothing to show."""
+    return value is None or value in ("", [], ())
+
+
 def _plain(value: Any, kind: Kind) -> str:
-    if value is None or value == "":
+    if _missing(value):
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return iso_time(value) if kind == "time" else str(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(item, kind) for item in value)
+    return iso_time(value) if kind in ("time", "age") else str(value)
 
 
-def _human(value: Any, kind: Kind) -> str:
-    if value is None or value == "":
-        return "-"
+def local_time(time_ns: int) -> str:
+    """Return nanoseconds since 1970 as people here read them, to the second."""
+    local = datetime.fromtimestamp(time_ns // 1_000_000_000, UTC).astimezone()
+    return f"{local:%Y-%m-%d %H:%M:%S}"
+
+
+def _human(value: Any, kind: Kind, now_ns: int) -> str:
     if kind == "bytes" and isinstance(value, int):
         return human_size(value)
     if kind == "time" and isinstance(value, int):
-        local = datetime.fromtimestamp(value / 1e9, UTC).astimezone()
-        return f"{local:%Y-%m-%d %H:%M:%S}"
+        return local_time(value)
+    if kind == "age" and isinstance(value, int):
+        return human_age(value, now_ns)
     return _plain(value, kind)
 
 
@@ -95,7 +113,12 @@ def rows(
             "\t".join([_plain(record.get(c.key), c.kind) for c in columns]) for record in records
         )
     else:
-        _write(table(records, columns, settings.color, _width()))
+        shown, left_out = table(records, columns, settings.color, _width())
+        lines(settings, shown)
+        if left_out:
+            what = "column does" if len(left_out) == 1 else "columns do"
+            names = ", ".join(column.title for column in left_out)
+            settings.note(f"{len(left_out)} {what} not fit: {names}")
 
 
 def fields(settings: Settings, key: str, record: Record, columns: Sequence[Column]) -> None:
@@ -105,22 +128,56 @@ def fields(settings: Settings, key: str, record: Record, columns: Sequence[Colum
     elif settings.output == "plain":
         _write(f"{c.key}\t{_plain(record.get(c.key), c.kind)}" for c in columns)
     else:
-        shown = [c for c in columns if not (c.optional and record.get(c.key) in (None, ""))]
-        left = max(len(c.title) for c in shown)
-        _write(
-            click.style(c.title.ljust(left), bold=True) * settings.color
-            + c.title.ljust(left) * (not settings.color)
-            + "  "
-            + _fields_value(record.get(c.key), c.kind)
-            for c in shown
-        )
+        shown = [c for c in columns if not (c.optional and _missing(record.get(c.key)))]
+        values = [(c.title, _exact(record.get(c.key), c.kind)) for c in shown]
+        lines(settings, field_lines(values, settings.color, _width()))
 
 
-def _fields_value(value: Any, kind: Kind) -> str:
+def _exact(value: Any, kind: Kind) -> str:
     """Return a value where there is room to be exact."""
-    text = _human(value, kind)
+    now = time.time_ns()
+    if kind in ("time", "age") and isinstance(value, int):
+        return f"{local_time(value)} ({_ago(value, now)})"
+    text = _human(value, kind, now)
     exact = kind == "bytes" and isinstance(value, int) and value >= 1024
     return f"{text} ({value} bytes)" if exact else text
+
+
+def _ago(time_ns: int, now_ns: int) -> str:
+    age = human_age(time_ns, now_ns)
+    return age if age == "now" or age.startswith("in ") else f"{age} ago"
+
+
+def field_lines(values: Sequence[tuple[str, str]], color: bool, width: int | None) -> list[str]:
+    """Return lines of titles and values, side by side; nothing is cut.
+
+    Args:
+        values: title and value each.
+        color: titles in bold.
+        width: columns of the terminal; what is longer goes on in the next line.
+    """
+    left = max(cell_width(title) for title, _ in values)
+    shown = []
+    for title, value in values:
+        head = title + " " * (left - cell_width(title))
+        bold = click.style(head, bold=True) if color else head
+        if width is None or left + 2 + cell_width(value) <= width:
+            shown.append(f"{bold}  {value}")
+        else:
+            shown.append(click.style(title, bold=True) if color else title)
+            shown += ["  " + part for part in _folded(value, max(2, width - 2))]
+    return shown
+
+
+def _folded(text: str, width: int) -> list[str]:
+    """Return a text in parts of at most so many columns, cut at a space where there is one."""
+    parts = [""]
+    for character in text:
+        if cell_width(parts[-1] + character) > width:
+            head, space, rest = parts[-1].rpartition(" ")
+            parts[-1:] = [head, rest] if space else [parts[-1], ""]
+        parts[-1] += character
+    return parts
 
 
 def outcome(
@@ -163,6 +220,11 @@ def _write(lines: Iterable[str]) -> None:
         click.echo(text, nl=False)
 
 
+def lines(settings: Settings, shown: Iterable[str]) -> None:
+    """Write lines for people."""
+    pager.show(settings, "".join([line + "\n" for line in shown]))
+
+
 # -- tables ----------------------------------------------------------------------------
 
 
@@ -173,89 +235,75 @@ def _width() -> int | None:
 
 def table(
     records: Sequence[Record], columns: Sequence[Column], color: bool, width: int | None
-) -> list[str]:
-    """Return the lines of a table: headings, then one line a record.
+) -> tuple[list[str], list[Column]]:
+    """Return the lines of a table, headings first, and the columns that do not fit.
 
     Args:
         records: what to show.
         columns: of what to show, left to right.
         color: headings in bold.
-        width: columns of the terminal; flexible ones are cut to fit. None: no limit.
+        width: columns of the terminal, None for no limit. Texts are cut to fit, then
+            columns are left out.
     """
+    now = time.time_ns()
     shown = [
-        c for c in columns if not c.optional or any(r.get(c.key) not in (None, "") for r in records)
+        c for c in columns if not (c.optional and all(_missing(r.get(c.key)) for r in records))
     ]
-    cells = [[_human(record.get(c.key), c.kind) for record in records] for c in shown]
-    widths = [
-        max(map(cell_width, [c.title, *column])) for c, column in zip(shown, cells, strict=True)
+    cells = {c: [_human(record.get(c.key), c.kind, now) for record in records] for c in shown}
+    widths = {c: max(map(cell_width, [c.title, *column])) for c, column in cells.items()}
+    left_out = [] if width is None else _fit_columns(widths, width)
+    shown = list(widths)
+    fits = list(widths.values())
+    right = [c.kind in ("number", "bytes", "age") for c in shown]
+    head = _line([c.title for c in shown], fits, right)
+    rows = zip(*(cells[c] for c in shown), strict=True)
+    body = [_line(row, fits, right) for row in rows]
+    return [click.style(head, bold=True) if color else head, *body], [
+        c for c in columns if c in left_out
     ]
-    _shrink(shown, widths, width)
-    right = [c.kind in ("number", "bytes") for c in shown]
-    head = _line([c.title for c in shown], widths, right)
-    body = [_line(row, widths, right) for row in zip(*cells, strict=True)]
-    return [click.style(head, bold=True) if color else head, *body]
 
 
-def _shrink(columns: Sequence[Column], widths: list[int], width: int | None) -> None:
-    """Cut the widest flexible columns until the table fits, down to a minimum."""
-    while width is not None and sum(widths) + 2 * (len(widths) - 1) > width:
-        candidates = [n for n, c in enumerate(columns) if c.flexible and widths[n] > _MIN_FLEXIBLE]
-        if not candidates:
-            return
-        widths[max(candidates, key=widths.__getitem__)] -= 1
+def _fit_columns(widths: dict[Column, int], width: int) -> list[Column]:
+    """Make columns narrower until a table fits; take out and return those with no room."""
+    left_out: list[Column] = []
+
+    def excess() -> int:
+        return sum(widths.values()) + 2 * (len(widths) - 1) - width
+
+    first, *others = widths
+    # The first text is what a row is about: without it the rest says little.
+    name = next((c for c in widths if c.flexible), first)
+    while excess() > 0:
+        spared = sum(max(0, widths[c] - _FLEXIBLE) for c in widths if c.flexible)
+        candidates = [c for c in others if c in widths and c is not name]
+        if excess() <= spared or not candidates:
+            break
+        last = max(reversed(candidates), key=lambda column: column.rank)
+        del widths[last]
+        left_out.append(last)
+    while excess() > 0:
+        wide = [c for c in widths if c.flexible and widths[c] > _FLEXIBLE]
+        if not wide:
+            break
+        widths[max(wide, key=widths.__getitem__)] -= 1
+    for column in reversed(list(widths)):  # a terminal of next to no columns
+        widths[column] = max(1, widths[column] - max(0, excess()))
+    return left_out
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
     parts = []
     for text, width, to_right in zip(cells, widths, right, strict=True):
-        short = _fit(text, width)
+        short = fit(text, width)
         pad = " " * (width - cell_width(short))
         parts.append(pad + short if to_right else short + pad)
     return "  ".join(parts).rstrip()
 
 
-def _fit(text: str, width: int) -> str:
+def fit(text: str, width: int) -> str:
     """Cut a text to so many columns, with an ellipsis when something is missing."""
     if cell_width(text) <= width:
         return text
     while cell_width(text) > width - 1:
         text = text[:-1]
     return text + "…"
-
-
-# -- YAML ------------------------------------------------------------------------------
-
-_BARE: Final = re.compile(r"[A-Za-z_/][A-Za-z0-9_/ +.()-]*(?<! )")
-_NOT_TEXT: Final = frozenset(
-    ("y", "n", "yes", "no", "on", "off", "true", "false", "null", "none", "nan", "inf")
-)
-
-
-def yaml_lines(value: Record) -> list[str]:
-    """Return the lines of a YAML document (1.1 and 1.2 alike) for plain data."""
-    return _yaml_mapping(value)
-
-
-def _yaml_mapping(value: Record) -> list[str]:
-    lines: list[str] = []
-    for key, item in value.items():
-        if isinstance(item, Mapping) and item:
-            lines += [f"{key}:", *("  " + line for line in _yaml_mapping(item))]
-        elif isinstance(item, list | tuple) and item:
-            lines.append(f"{key}:")
-            for element in item:
-                if isinstance(element, Mapping) and element:
-                    first, *rest = _yaml_mapping(element)
-                    lines += [f"- {first}", *("  " + line for line in rest)]
-                else:
-                    lines.append(f"- {_yaml_scalar(element)}")
-        else:
-            lines.append(f"{key}: {_yaml_scalar(item)}")
-    return lines
-
-
-def _yaml_scalar(value: Any) -> str:
-    """Return one value; JSON is YAML, and only harmless texts go without quotes."""
-    if isinstance(value, str) and _BARE.fullmatch(value) and value.lower() not in _NOT_TEXT:
-        return value
-    return json.dumps(value)

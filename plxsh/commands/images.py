@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from core.device import FileDevice
 from core.errors import BadRequest
+from core.format import BLOCK_SHIFT
 from core.text import human_size
 from plxsh import render
 from plxsh.context import Settings, pass_settings
 from plxsh.groups import Command
-from plxsh.params import VDI, VDI_OR_SNAPSHOT, WordsArgument, names_snapshot
+from plxsh.params import FILE, FORMAT, VDI, VDI_OR_SNAPSHOT, WordsArgument, names_snapshot
 from plxsh.progress import Progress
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _source_format = click.option(
     "--format",
     "image_format",
-    metavar="FORMAT",
+    type=FORMAT,
     help="Format of SOURCE: raw, qcow2, or another that qemu-img knows.",
 )
 
@@ -32,26 +33,40 @@ _source_format = click.option(
 @click.command(
     cls=Command,
     examples=["plxsh vdi fill base disk.img", "plxsh vdi fill base - < disk.img"],
+    effect="destroys",
 )
 @click.argument("vdi", type=VDI)
-@click.argument("source")
+@click.argument("source", type=FILE)
 @_source_format
 @pass_settings
 def fill(settings: Settings, vdi: str, source: str, image_format: str | None) -> None:
     """Read an image file, a device or - (standard input) into a VDI.
 
     The VDI takes the image's size if it has none; an image that is larger is refused. Holes
-    and zeros take no space. Afterwards the VDI equals the image, followed by zeros.
+    and zeros take no space. Afterwards the VDI equals the image, followed by zeros. It asks
+    before it replaces data that no snapshot has.
     """
+    from core import source as images
     from core import transfer
 
     with settings.session() as session:
         record = session.registry.find(vdi)
-        if settings.dry_run:
-            done, size = _source_size(source, record.size), record.size
-        else:
+        done, size = None, record.size or None
+        if settings.dry_run or not _is_pipe(source):  # a pipe would lose what is read now
+            # What is wrong with the source is told before anybody is asked.
+            done = images.measured(source, image_format, session.store.device.name, size)
+            size = size or done
+        if record.own:
+            lost = human_size(record.own << BLOCK_SHIFT)
+            since = "since its newest snapshot" if record.snapshots else "in it"
+            settings.confirm(
+                f"filling VDI {record.id} {record.name!r} loses the {lost} written {since}"
+            )
+        if not settings.dry_run:
             with session.opened(record) as opened, Progress(settings, "fill") as progress:
-                done = transfer.fill(opened, session, source, image_format, progress)
+                done = transfer.fill(
+                    opened, session, source, image_format, progress, progress.stage("convert")
+                )
                 size = opened.size
     much = f": {human_size(done)}" if done is not None else ""
     what = f"VDI {record.id} {record.name!r} from {source}{much}"
@@ -59,21 +74,13 @@ def fill(settings: Settings, vdi: str, source: str, image_format: str | None) ->
     render.outcome(settings, "fill", "filled", what, result)
 
 
-def _source_size(source: str, room: int) -> int | None:
-    """Look at the source of a fill without reading it; refuse what is larger than the VDI."""
-    if source == "-":
-        return None
-    with closing(FileDevice(source)) as device:
-        if room and device.size > room:
-            raise BadRequest(
-                f"{source} has {device.size} bytes, the VDI {room}", "resize the VDI first"
-            )
-        return device.size
+def _is_pipe(source: str) -> bool:
+    return source == "-" or Path(source).is_fifo()
 
 
 @click.command(cls=Command, examples=["plxsh vdi validate base disk.img"])
 @click.argument("contents", metavar="VDI|SNAPSHOT", cls=WordsArgument, type=VDI_OR_SNAPSHOT)
-@click.argument("source")
+@click.argument("source", type=FILE)
 @_source_format
 @pass_settings
 def validate(settings: Settings, contents: str, source: str, image_format: str | None) -> None:
@@ -85,7 +92,7 @@ def validate(settings: Settings, contents: str, source: str, image_format: str |
     from core import transfer
 
     with _image(settings, contents) as image, Progress(settings, "validate") as progress:
-        transfer.validate(image, source, image_format, progress)
+        transfer.validate(image, source, image_format, progress, progress.stage("convert"))
         size = image.size
     if settings.output in ("json", "yaml"):
         result = {"equal": True, "source": source, "bytes": size}
@@ -99,28 +106,33 @@ def validate(settings: Settings, contents: str, source: str, image_format: str |
         "plxsh vdi export base@clean clean.img",
         "plxsh vdi export base base.qcow2 --format qcow2",
     ],
+    effect="changes",
 )
 @click.argument("contents", metavar="VDI|SNAPSHOT", cls=WordsArgument, type=VDI_OR_SNAPSHOT)
-@click.argument("target")
-@click.option("--format", "image_format", metavar="FORMAT", default="raw", help="Such as qcow2.")
-@click.option("--force", is_flag=True, help="Replace a file or a device; asks first.")
+@click.argument("target", type=FILE)
+@click.option("--format", "image_format", type=FORMAT, default="raw", help="Such as qcow2.")
+@click.option("--force", is_flag=True, help="Replace a file, overwrite a device; asks first.")
 @pass_settings
 def export(settings: Settings, contents: str, target: str, image_format: str, force: bool) -> None:
     """Write a VDI or a snapshot to an image file, sparse, or to - (standard output).
 
     The image is raw unless --format says otherwise. A VDI must not be in use, a snapshot may.
+    --force asks for the last part of TARGET to be typed.
     """
     from core import transfer
 
-    exists = target != "-" and os.path.exists(target)
-    if exists and not force:
-        raise BadRequest(f"{target} exists already", "use --force to replace it")
-    if exists:
-        settings.confirm(f"writing {target} loses what is in it")
+    if transfer.would_lose(target):
+        if not force:
+            raise BadRequest(f"{target} exists already", "use --force to replace it")
+        name = os.path.basename(os.path.abspath(target))
+        settings.confirm(f"writing {target} loses what is in it", typed=name)
     with _image(settings, contents) as image, Progress(settings, "export") as progress:
         size = image.size
-        if not settings.dry_run:
-            transfer.export(image, target, image_format, force, progress)
+        if settings.dry_run:
+            transfer.check_target(image, target, image_format, force)
+        else:
+            convert = progress.stage("convert")
+            transfer.export(image, target, image_format, force, progress, convert)
     if target == "-" and not settings.dry_run:
         return  # standard output is the image
     what = f"{contents} to {target}: {human_size(size)}"

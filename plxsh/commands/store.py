@@ -3,37 +3,40 @@
 from __future__ import annotations
 
 import os
-import uuid
 from contextlib import closing
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from core.blockstore import Blockstore
 from core.device import FileDevice, lock_holder
-from core.errors import BadRequest, Corrupt
+from core.errors import BadRequest, Corrupt, ParallaxError
 from core.format import (
-    BLOCK,
     BLOCK_SHIFT,
     LIVE,
     MIN_EXTENTS,
-    BitmapBlock,
     VdiRecord,
     check_geometry,
 )
 from core.registry import Registry
-from core.text import human_size
+from core.text import human_size, uuid_text
 from plxsh import render
 from plxsh.context import Settings, pass_settings
 from plxsh.groups import Group
+from plxsh.overview import used_blocks
 from plxsh.params import SIZE
+from plxsh.progress import Progress, Tell
 from plxsh.render import Column
+
+if TYPE_CHECKING:
+    from core.check import Report
+    from core.repair import Step
 
 _INFO: Final = (
     Column("path", "Store"),
     Column("uuid", "UUID"),
     Column("version", "Format version"),
-    Column("created", "Created", "time"),
+    Column("created", "Created", "age"),
     Column("size", "Size", "bytes"),
     Column("extent_size", "Extent size", "bytes"),
     Column("extents", "Extents"),
@@ -52,7 +55,11 @@ def store() -> None:
 
 
 @store.command(
-    examples=["plxsh store create blockstore.dat", "plxsh store create small.dat --extent-size 16M"]
+    examples=[
+        "plxsh store create blockstore.dat",
+        "plxsh store create small.dat --extent-size 16M",
+    ],
+    effect="changes",
 )
 @click.argument("path", type=click.Path())
 @click.option("--extent-size", type=SIZE, default="2G", show_default=True, help="A power of two.")
@@ -62,13 +69,15 @@ def store() -> None:
 def create(settings: Settings, path: str, extent_size: int, extents: int, force: bool) -> None:
     """Format a file (made if missing, sparse) or a device as a blockstore.
 
-    A file or device that already holds something is refused without --force.
+    A file or device that already holds something is refused without --force, which asks for
+    the last part of PATH to be typed.
     """
     from core import mkfs
 
     check_geometry(extent_size, extents)
     if force and os.path.exists(path):
-        settings.confirm(f"formatting {path} loses everything on it")
+        name = os.path.basename(os.path.abspath(path))
+        settings.confirm(f"formatting {path} loses {_contents(path)}", typed=name)
     result = {
         "path": os.path.abspath(path),
         "uuid": None,
@@ -79,10 +88,21 @@ def create(settings: Settings, path: str, extent_size: int, extents: int, force:
     if settings.dry_run:
         _try_create(path, force)
     else:
-        sb = mkfs.create(path, extent_size, extents, force)
-        result["uuid"] = str(uuid.UUID(bytes=sb.uuid))
+        with Progress(settings, "discard") as progress:
+            sb = mkfs.create(path, extent_size, extents, force, progress)
+        result["uuid"] = uuid_text(sb.uuid)
     what = f"{path}: {extents} extents of {human_size(extent_size)}"
     render.outcome(settings, "format", "formatted", what, {"store": result})
+
+
+def _contents(path: str) -> str:
+    """Say what is in a file or a device, as far as that can be seen from outside."""
+    try:
+        with closing(Blockstore.open(path)) as opened:
+            count = sum(1 for _ in Registry(opened).vdis())
+    except ParallaxError:
+        return "everything on it"
+    return f"the blockstore on it with {count} VDIs and all their snapshots"
 
 
 def _try_create(path: str, force: bool) -> None:
@@ -108,7 +128,7 @@ def info(settings: Settings) -> None:
         used = sum(used_blocks(opened, extent) for extent in range(1, sb.extents)) << BLOCK_SHIFT
         result = {
             "path": os.path.abspath(settings.store),
-            "uuid": str(uuid.UUID(bytes=sb.uuid)),
+            "uuid": uuid_text(sb.uuid),
             "version": sb.version,
             "created": sb.created_ns,
             "size": sb.size,
@@ -124,28 +144,7 @@ def info(settings: Settings) -> None:
     render.fields(settings, "store", result, _INFO)
 
 
-def used_blocks(opened: Blockstore, extent: int) -> int:
-    """Return how many blocks of an extent its bitmap calls allocated, as of its last commit.
-
-    A part of the bitmap that is damaged in both slots counts as all used.
-    """
-    sb = opened.sb
-    start = sb.bitmap_slot(extent, 0, 0) << BLOCK_SHIFT
-    raw = opened.device.pread(start, 2 * sb.bitmap_blocks * BLOCK)
-    used = 0
-    for index in range(sb.bitmap_blocks):
-        at = 2 * index * BLOCK
-        slots = [
-            BitmapBlock.unpack(raw[slot : slot + BLOCK], sb.uuid, extent, index)
-            for slot in (at, at + BLOCK)
-        ]
-        valid = [slot for slot in slots if slot]
-        newest = max(valid, key=lambda slot: slot.sequence, default=None)
-        used += newest.used if newest else sb.extent_blocks // sb.bitmap_blocks
-    return used
-
-
-@store.command(examples=["plxsh store grow --extents 12"])
+@store.command(examples=["plxsh store grow --extents 12"], effect="changes")
 @click.option("--extents", type=int, required=True, help="How many it is to have then.")
 @pass_settings
 def grow(settings: Settings, extents: int) -> None:
@@ -174,50 +173,90 @@ def grow(settings: Settings, extents: int) -> None:
     render.outcome(settings, "grow", "grew", what, {"store": result})
 
 
-@store.command(examples=["plxsh store check", "plxsh store check --repair"])
+@store.command(examples=["plxsh store check", "plxsh store check --repair"], effect="changes")
 @click.option("--repair", "mend", is_flag=True, help="Drop what cannot be read, rebuild the rest.")
 @click.pass_context
 @pass_settings
 def check(settings: Settings, ctx: click.Context, mend: bool) -> None:
     """Verify every invariant of the store; exit status 1 when there is damage.
 
-    "Unreachable" is space that deleted VDIs and snapshots, or a crash, left behind. It is no
-    damage. With --repair the exit status is 1 only if some damage is still there afterwards.
+    "Unreachable" is space that deleted snapshots or a crash left behind, "restorable" is
+    what only deleted VDIs hold. Neither is damage. --repair asks before it gives up data, a
+    snapshot or a VDI; with -n it lists what it would do. Its exit status is 1 only if some
+    damage is still there afterwards.
     """
     from core.check import check as check_store
 
-    repaired: list[str] = []
-    if mend and not settings.dry_run:
-        from core.repair import repair
-
-        report, repaired = repair(settings.store)
-        damaged = report.damaged and check_store(settings.store).damaged
-    else:
-        report = check_store(settings.store)
+    steps: list[Step] = []
+    with Progress(settings, "check", "blocks") as progress:
+        report = check_store(settings.store, progress=progress)
         damaged = report.damaged
-    allocated, unreachable = report.allocated << BLOCK_SHIFT, report.unreachable << BLOCK_SHIFT
-    result = {
-        "damaged": damaged,
-        "vdis": report.vdis,
-        "snapshots": report.snapshots,
-        "allocated": allocated,
-        "unreachable": unreachable,
-        "findings": [finding._asdict() for finding in report.findings],
-        "repaired": repaired,
+        if mend and damaged and (settings.dry_run or not settings.yes):
+            steps = _planned(settings, progress.stage("plan the repair"))
+    if mend and damaged and not settings.dry_run:
+        steps, damaged = _repair(settings, steps)
+    _show_check(settings, report, steps, damaged)
+    ctx.exit(1 if damaged else 0)
+
+
+def _planned(settings: Settings, progress: Tell) -> list[Step]:
+    """Return what a repair would do: it is done to a copy in memory."""
+    from core.repair import repair_store
+    from plxsh.dry_run import dry_session
+
+    return repair_store(dry_session(settings.store).store, progress)[1]
+
+
+def _repair(settings: Settings, plan: list[Step]) -> tuple[list[Step], bool]:
+    """Repair the store if the user agrees; return what was done, and whether that was all."""
+    from core.check import check as check_store
+    from core.repair import repair
+
+    lost = [step.text for step in plan if step.loses]
+    for text in lost:
+        settings.note(f"would lose: {text}")
+    if lost:
+        more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
+        settings.confirm(f"repairing {settings.store} gives up what is damaged: {lost[0]}{more}")
+    with Progress(settings, "check", "blocks") as progress:
+        _, steps = repair(settings.store, progress)
+        return steps, check_store(settings.store, progress=progress.stage("check again")).damaged
+
+
+def _show_check(settings: Settings, report: Report, steps: list[Step], damaged: bool) -> None:
+    """Show what a check found and what a repair did, or would do."""
+    sizes = {
+        "allocated": report.allocated << BLOCK_SHIFT,
+        "restorable": report.restorable << BLOCK_SHIFT,
+        "unreachable": report.unreachable << BLOCK_SHIFT,
     }
     if settings.output in ("json", "yaml"):
-        render.data(settings, {"check": result})
-    else:
-        for finding in report.findings:
-            where = f"block {finding.block}: " if finding.block is not None else ""
-            click.echo(f"{finding.severity}: {where}{finding.message}")
-        for line in repaired:
-            click.echo(f"repaired: {line}")
-        verdict = "damaged" if damaged else "repaired" if report.damaged else "sound"
-        click.echo(
-            f"{report.vdis} VDIs, {report.snapshots} snapshots, {human_size(allocated)} allocated,"
-            f" {human_size(unreachable)} unreachable: {verdict}"
-        )
-        if settings.dry_run and mend and damaged:
-            click.echo("would repair that")
-    ctx.exit(1 if damaged else 0)
+        result: dict[str, Any] = {
+            "damaged": damaged,
+            "vdis": report.vdis,
+            "deleted": report.deleted,
+            "snapshots": report.snapshots,
+            **sizes,
+            "findings": [finding._asdict() for finding in report.findings],
+            "repaired": [step.text for step in steps],
+            "lost": [step.text for step in steps if step.loses],
+        }
+        predicted = {"dry_run": True} if settings.dry_run else {}
+        render.data(settings, {**predicted, "check": result})
+        return
+    verb = "would repair" if settings.dry_run else "repaired"
+    lines = [
+        *(f"{f.severity}: {_place(f.block)}{f.message}" for f in report.findings),
+        *(f"{verb}: {step.text}" for step in steps),
+    ]
+    verdict = "damaged" if damaged else "repaired" if report.damaged else "sound"
+    counts = [f"{report.vdis} VDIs", f"{report.snapshots} snapshots"]
+    if not report.restorable:
+        del sizes["restorable"]
+    counts += [f"{human_size(size)} {name}" for name, size in sizes.items()]
+    lines.append(f"{', '.join(counts)}: {verdict}")
+    render.lines(settings, lines)
+
+
+def _place(block: int | None) -> str:
+    return f"block {block}: " if block is not None else ""

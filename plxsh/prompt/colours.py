@@ -131,7 +131,7 @@ def _may_become_right(text: str, role: Role) -> bool:
     """Say whether a wrong word that is being typed is the beginning of a right one."""
     if role.param is not None:
         return not isinstance(role.param.type, VdiType | SnapshotType)
-    context = click.Context(role.command, help_option_names=["-h", "--help"])
+    context = click.Context(role.command)
     if text.startswith("-"):
         params = role.command.get_params(context)
         names = [name for param in params if isinstance(param, click.Option) for name in param.opts]

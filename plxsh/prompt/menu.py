@@ -54,4 +54,4 @@ class Menu(Completer):
         if word is not None and word in others:
             return complete_file(fragment)
         finished = [token.argument for token in words if token is not word]
-        return complete(self._shell.settings, finished, fragment)
+        return complete(self._shell.cli, self._shell.settings, finished, fragment)

@@ -1,0 +1,279 @@
+"""What may stand where a VDI, a snapshot, a size or a format is asked for.
+
+These are all values there are, in the order of equals; which of them fit what was typed,
+and which come first, is for who asks to say. Only ids have to begin as it does. What stands
+beside a value is made when it is shown (`describe`): there may be ten thousand of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Final
+
+from click.shell_completion import CompletionItem
+
+from core.format import DELETED, VdiRecord
+from core.snaplog import Snapshot
+from core.text import human_age, human_size
+from plxsh.context import Settings
+from plxsh.names import Names
+
+Items = list[CompletionItem[str]]
+
+
+class Offer(CompletionItem[str]):
+    """A value about which more is known than is worth telling before it is shown.
+
+    Args:
+        value: the whole word.
+        kind: what it names.
+        about: says what stands beside it in a menu,
+        subject: given this.
+        more: the word is not finished.
+    """
+
+    __slots__ = ("_about", "_subject", "more")
+
+    def __init__(
+        self, value: str, kind: str, about: Callable[[Any], str], subject: Any, more: bool = False
+    ) -> None:
+        """Say nothing yet."""
+        super().__init__(value, kind)
+        self._about = about
+        self._subject = subject
+        self.more = more
+
+    def describe(self) -> str:
+        """Return what stands beside it."""
+        return self._about(self._subject)
+
+
+_FORMATS: Final = {
+    "raw": "plain bytes",
+    "qcow2": "QEMU",
+    "vmdk": "VMware",
+    "vhdx": "Hyper-V",
+    "vpc": "VHD: Virtual PC, Xen",
+    "vdi": "VirtualBox",
+    "qed": "QEMU, older",
+    "qcow": "QEMU, oldest",
+    "parallels": "Parallels",
+}
+_DEVICES: Final = {"xvd": "paravirtual", "sd": "SCSI", "hd": "IDE"}
+_SIZES: Final = ("1G", "10G", "100G", "1T")
+_ADDRESSES: Final = {
+    "127.0.0.1:10809": "this host only",
+    "0.0.0.0:10809": "every host",
+    "[::1]:10809": "this host only, IPv6",
+}
+
+
+def offers(kind: str, settings: Settings, incomplete: str) -> Items:
+    """Return what may stand where a value of one kind is asked for.
+
+    Args:
+        kind: name of the type in `plxsh.params`.
+        settings: name the store.
+        incomplete: what was typed so far.
+    """
+    return _OFFERS[kind](settings, incomplete)
+
+
+# -- VDIs ------------------------------------------------------------------------------
+
+
+def _vdis(settings: Settings, incomplete: str) -> Items:
+    """Return the VDIs by name, and by id once a digit is typed."""
+    records = settings.names.vdis()
+    by_id = _ids(records, incomplete) if incomplete.isdecimal() else []
+    return by_id + [Offer(record.name, "vdi", _about, record) for record in records]
+
+
+def _deleted_vdis(settings: Settings, incomplete: str) -> Items:
+    """Return the VDIs that may be restored, the last deleted first; twins by their id."""
+    records = sorted(settings.names.vdis(DELETED), key=lambda record: -record.deleted_ns)
+    count = Counter(record.name for record in records)
+    twins = [record for record in records if count[record.name] > 1]
+    named = [record for record in records if count[record.name] == 1]
+    items = [Offer(record.name, "vdi", _about_deleted, record) for record in named]
+    by_id = _ids(records, incomplete) if incomplete.isdecimal() else _ids(twins, "")
+    return items + by_id
+
+
+def _ids(records: Iterable[VdiRecord], beginning: str) -> Items:
+    """Return the VDIs whose ids begin so."""
+    return [
+        Offer(str(record.id), "vdi", _about_id, record)
+        for record in records
+        if str(record.id).startswith(beginning)
+    ]
+
+
+def _about(record: VdiRecord) -> str:
+    snapshots = f", {_counted(record.snapshots)}" if record.snapshots else ""
+    return human_size(record.size) + snapshots
+
+
+def _about_id(record: VdiRecord) -> str:
+    about = _about_deleted if record.state == DELETED else _about
+    return f"{record.name}, {about(record)}"
+
+
+def _about_deleted(record: VdiRecord) -> str:
+    return f"{human_size(record.size)}, deleted {_ago(record.deleted_ns)}"
+
+
+def _counted(count: int) -> str:
+    return f"{count} snapshot" + "s" * (count != 1)
+
+
+def _ago(time_ns: int) -> str:
+    age = human_age(time_ns, time.time_ns())
+    return age if age == "now" or age.startswith("in ") else f"{age} ago"
+
+
+# -- snapshots -------------------------------------------------------------------------
+
+
+def _snapshots(settings: Settings, incomplete: str) -> Items:
+    """Return snapshots as `VDI@LABEL`; before the `@`, the VDIs that have any."""
+    names, selected = settings.names, settings.vdi
+    owner, at, _ = incomplete.partition("@")
+    if at and not owner:
+        return _of(names, selected, "")
+    if at:
+        return [item for name in _same(names, owner) for item in _of(names, name, name)]
+    if "." in incomplete and incomplete.partition(".")[0].isdecimal():
+        return _by_id(names)
+    owners = [
+        Offer(f"{record.name}@", "snapshot", _about, record, more=True)
+        for record in names.vdis()
+        if record.snapshots
+    ]
+    if not incomplete.isdecimal():
+        return (_of(names, selected, "") if selected else []) + owners
+    by_id = [
+        Offer(f"{r.id}@", "snapshot", _about_id, r, more=True)
+        for r in names.vdis()
+        if r.snapshots and str(r.id).startswith(incomplete)
+    ]
+    return _by_id(names) + by_id + owners
+
+
+def _vdis_and_snapshots(settings: Settings, incomplete: str) -> Items:
+    found = _snapshots(settings, incomplete)
+    return found if "@" in incomplete else _vdis(settings, incomplete) + found
+
+
+def blocks(names: Names) -> Items:
+    """Return the first of the two words BLOCK OFFSET: pages of logs and whose they are."""
+    pages: dict[int, list[Snapshot]] = {}
+    for snapshot in names.all_snapshots():
+        pages.setdefault(snapshot.id.block, []).append(snapshot)
+    return [
+        Offer(str(block), "snapshot", partial(_about_page, names), page)
+        for block, page in pages.items()
+    ]
+
+
+def offsets(names: Names, block: str) -> Items:
+    """Return the second of the two words BLOCK OFFSET."""
+    return [
+        Offer(str(s.id.offset), "snapshot", partial(_about_snapshot, names), s)
+        for s in names.all_snapshots()
+        if str(s.id.block) == block
+    ]
+
+
+def _of(names: Names, reference: str, shown: str) -> Items:
+    """Return the snapshots of one VDI, newest first, those without label by their id."""
+    return [
+        Offer(f"{shown}@{name}", "snapshot", _about_time, snapshot)
+        for name, snapshot in _named(names.snapshots(reference))
+    ]
+
+
+def _same(names: Names, owner: str) -> list[str]:
+    """Return the VDI that is called so, or those that are but for upper and lower case."""
+    records = names.vdis()
+    if any(owner in (record.name, str(record.id)) for record in records):
+        return [owner]
+    return [record.name for record in records if record.name.casefold() == owner.casefold()]
+
+
+def _named(found: Iterable[Snapshot]) -> Iterator[tuple[str, Snapshot]]:
+    """Yield what each snapshot is called; of several with a label the newest has it."""
+    seen = {""}
+    for snapshot in found:
+        yield (str(snapshot.id) if snapshot.label in seen else snapshot.label), snapshot
+        seen.add(snapshot.label)
+
+
+def _by_id(names: Names) -> Items:
+    return [
+        Offer(str(s.id), "snapshot", partial(_about_snapshot, names), s)
+        for s in names.all_snapshots()
+    ]
+
+
+def _about_time(snapshot: Snapshot) -> str:
+    return f"{_ago(snapshot.time_ns)}, {human_size(snapshot.size)}"
+
+
+def _about_snapshot(names: Names, snapshot: Snapshot) -> str:
+    label = f"@{snapshot.label}" if snapshot.label else ""
+    return f"{_owner(names, snapshot)}{label}, {_about_time(snapshot)}"
+
+
+def _about_page(names: Names, page: Sequence[Snapshot]) -> str:
+    return f"{_counted(len(page))} of {_owner(names, page[0])}"
+
+
+def _owner(names: Names, snapshot: Snapshot) -> str:
+    known = names.known()
+    owner = known.with_id(snapshot.vdi) if known is not None else None
+    return owner.name if owner is not None else f"VDI {snapshot.vdi}"
+
+
+# -- words that are always the same ----------------------------------------------------
+
+
+def _formats(_settings: Settings, _incomplete: str) -> Items:
+    """Return the formats of images that are worth a line in a menu."""
+    return [CompletionItem(name, "format", help=whose) for name, whose in _FORMATS.items()]
+
+
+def _sizes(_settings: Settings, incomplete: str) -> Items:
+    """Return units for a number, and a few sizes for nothing."""
+    if incomplete.isdecimal():
+        return [CompletionItem(f"{incomplete}{unit}", "size") for unit in "GMTK"]
+    return [CompletionItem(size, "size") for size in _SIZES]
+
+
+def _virtual_devices(_settings: Settings, _incomplete: str) -> Items:
+    """Return names of disks as virtual machines see them: `xvda`, `sda`, `hda`."""
+    return [
+        CompletionItem(f"{kind}{letter}", "device", help=what)
+        for kind, what in _DEVICES.items()
+        for letter in "abcd"
+    ]
+
+
+def _addresses(_settings: Settings, _incomplete: str) -> Items:
+    """Return addresses to listen on, with the port of NBD."""
+    return [CompletionItem(address, "address", help=who) for address, who in _ADDRESSES.items()]
+
+
+_OFFERS: Final[Mapping[str, Callable[[Settings, str], Items]]] = {
+    "VDI": _vdis,
+    "DELETED": _deleted_vdis,
+    "SNAPSHOT": _snapshots,
+    "VDI|SNAPSHOT": _vdis_and_snapshots,
+    "SIZE": _sizes,
+    "FORMAT": _formats,
+    "VDEV": _virtual_devices,
+    "ADDR:PORT": _addresses,
+}
