@@ -23,6 +23,7 @@ import fill
 import machine
 import memory
 import metadata
+import prompt
 from figures import Figure, as_json, as_table
 from workspace import Workspace
 
@@ -36,6 +37,7 @@ PARTS: Final[dict[str, Callable[[Workspace], list[Figure]]]] = {
     "snapshots": metadata.snapshots,
     "clones": metadata.clones,
     "start-up": metadata.start_up,
+    "prompt": prompt.prompt,
 }
 _UNITS: Final = {"M": 1 << 20, "G": 1 << 30}
 _NEEDED: Final = 6

@@ -45,6 +45,7 @@ PEERS = {
     "clone number 50 and on of one image": WRITE | {"the first ones"},
     "vdi list of 50 clones": {"1 s"},
     "plxsh vdi list, start-up": {"qemu-img snapshot -l"},
+    "plxsh, until the prompt": {'python3 -c "import prompt_toolkit"', "python3 -c pass"},
 }
 """Every figure of a quick run, and whom it is compared with."""
 

@@ -92,7 +92,7 @@ class Job:
 JOBS = {
     "create": Job("vdi create new --size 64K", again=2, spare=1),
     "clone": Job("vdi create copy --from base@clean", again=2, spare=1),
-    "fill": Job("vdi fill base {image}"),
+    "fill": Job("vdi fill -y base {image}"),
     "rename": Job("vdi rename web www", again=3),
     "grow a VDI": Job("vdi resize base 1M"),
     "shrink a VDI": Job("-y vdi resize base 16K --force"),

@@ -13,7 +13,7 @@ from core.session import Session
 
 VDI_KEYS = {
     "id", "name", "uuid", "size", "own", "shared", "mapped", "snapshots", "parent",
-    "created", "modified", "served_by", "state",
+    "created", "modified", "deleted", "served_by", "clients", "state",
 }  # fmt: skip
 
 
@@ -88,10 +88,11 @@ def test_store_check_finds_damage_and_repairs_it(plx: Plx) -> None:
     assert f"damage: block {block}: " in result.out
     assert result.out.endswith(": damaged\n")
     before = plx.bytes()
-    assert plx("-n", "store", "check", "--repair", status=1).out.endswith("would repair that\n")
+    dry = plx("-n", "store", "check", "--repair", status=1).out
+    assert "would repair: VDI 1 is lost: " in dry
     assert plx.bytes() == before
     assert plx("-o", "json", "store", "check", status=1).json["check"]["damaged"] is True
-    assert plx("store", "check", "--repair").out.endswith(": repaired\n")
+    assert plx("-y", "store", "check", "--repair").out.endswith(": repaired\n")
     assert plx("store", "check").out.endswith(": sound\n")
     assert plx("vdi", "list").out.split("\t")[1] == "base"
 
@@ -100,8 +101,8 @@ def test_vdi_list_in_every_form(plx: Plx, snapshot: tuple[str, str]) -> None:
     parent = "base@" + ".".join(snapshot)
     rows = [line.split("\t") for line in plx("vdi", "list").lines]
     assert rows[0][:3] == ["0", "base", "65536"]
-    assert rows[0][5:] == ["1", "-", "-", "ok"]
-    assert rows[1] == ["1", "web", "65536", "0", "8192", "0", parent, "-", "ok"]
+    assert rows[0][5:] == ["1", "-", "-", "ok", "-"]
+    assert rows[1] == ["1", "web", "65536", "0", "8192", "0", parent, "-", "ok", "-"]
     listed = plx("-o", "json", "vdi", "list").json
     assert listed["schema"] == 1
     assert [set(vdi) for vdi in listed["vdis"]] == [VDI_KEYS, VDI_KEYS]
@@ -122,7 +123,7 @@ def test_vdi_list_shows_a_damaged_record_as_one_line(plx: Plx) -> None:
         file.write(b"!" * 8192)
     result = plx("vdi", "list")
     assert [line.split("\t")[0] for line in result.lines] == ["0", "1"]
-    assert result.lines[0].endswith("\tdamaged")
+    assert result.lines[0].endswith("\tdamaged\t-")
     assert result.lines[1].split("\t")[1] == "web"
     assert result.err == "plxsh: warning: block 2: both records of VDI 0 are damaged\n"
     listed = plx("-o", "json", "vdi", "list").json["vdis"]
@@ -157,7 +158,7 @@ def test_vdi_rename_resize_delete(plx: Plx) -> None:
     renamed = plx("-o", "json", "vdi", "rename", "web", "www").json["vdi"]
     assert renamed == {"id": 1, "name": "www", "name_before": "web"}
     resized = plx("-o", "json", "vdi", "resize", "www", "128K").json["vdi"]
-    assert resized == {"id": 1, "size": 131072, "size_before": 65536}
+    assert resized == {"id": 1, "size": 131072, "size_before": 65536, "lost": 0}
     assert plx("vdi", "resize", "www", "64K").out == ""
     deleted = plx("-o", "json", "-y", "vdi", "delete", "www").json["vdi"]
     assert deleted == {"id": 1, "name": "www", "snapshots": 0}
@@ -165,6 +166,35 @@ def test_vdi_rename_resize_delete(plx: Plx) -> None:
     assert "has 1 snapshots" in plx.fails(4, "-y", "vdi", "delete", "base")
     plx("-y", "vdi", "delete", "base", "--snapshots")
     assert plx("vdi", "list").out == ""
+
+
+def test_vdi_delete_and_restore(plx: Plx) -> None:
+    plx("vdi", "export", "base", "base.img")
+    plx("-y", "vdi", "delete", "web")
+    plx("-y", "vdi", "delete", "base", "--snapshots")
+    rows = [line.split("\t") for line in plx("vdi", "list", "--deleted").lines]
+    assert [[row[0], row[1], *row[3:]] for row in rows] == [
+        ["0", "base", "65536", "8192", "1"],
+        ["1", "web", "65536", "0", "0"],
+    ]
+    listed = plx("-o", "json", "vdi", "list", "--deleted").json["vdis"]
+    assert [set(vdi) for vdi in listed] == [VDI_KEYS, VDI_KEYS]
+    assert [vdi["state"] for vdi in listed] == ["deleted", "deleted"]
+    assert isinstance(listed[0]["deleted"], int)
+    table = plx("-o", "table", "vdi", "list", "--deleted").lines
+    assert table[0].split() == ["Id", "Name", "Deleted", "Size", "Own", "Snaps"]
+    for word in ("restorable", "unreachable"):
+        assert word in plx("-o", "json", "store", "check").out
+    result = plx("-v", "vdi", "restore", "base")
+    assert result.err == "restored VDI 0 'base' (64 KiB, 8 KiB of its own, 1 snapshot: 'clean')\n"
+    assert plx("-o", "json", "vdi", "restore", "1", "--name", "www").json["vdi"] == {
+        "id": 1, "name": "www", "snapshots": 0
+    }  # fmt: skip
+    plx("vdi", "validate", "base", "base.img")
+    assert plx("snap", "list", "base").out
+    assert [line.split("\t")[6] for line in plx("vdi", "list").lines][1].startswith("base@")
+    assert plx("vdi", "list", "--deleted").out == ""
+    assert plx("store", "check").out.endswith(": sound\n")
 
 
 def test_vdi_fill_validate_export(plx: Plx) -> None:

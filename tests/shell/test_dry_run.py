@@ -16,8 +16,13 @@ CHANGES = [
     ("vdi create new --from base@clean", "would create VDI 2 'new' of 64 KiB, a clone of base@"),
     ("vdi rename web www", "would rename VDI 1 'web' to 'www'"),
     ("vdi resize base 1M", "would resize VDI 0 'base' from 64 KiB to 1 MiB"),
-    ("vdi resize base 4K --force", "would resize VDI 0 'base' from 64 KiB to 4 KiB"),
-    ("vdi delete web", "would delete VDI 1 'web' (64 KiB)"),
+    (
+        "vdi resize base 4K --force",
+        "would resize VDI 0 'base' from 64 KiB to 4 KiB, losing 8 KiB of data\n",
+    ),
+    ("vdi delete web", "would delete VDI 1 'web' (64 KiB, 0 B of its own)\n"),
+    ("vdi restore old", "would restore VDI 2 'old' (4 KiB, 0 B of its own)\n"),
+    ("vdi restore old --name new", "would restore VDI 2 'old' (4 KiB, 0 B of its own) as 'new'\n"),
     ("vdi fill web disk.img", "would fill VDI 1 'web' from disk.img: 3 B"),
     ("vdi export web out.img", "would export web to out.img: 64 KiB"),
     ("snap create web --label x", "would take snapshot "),
@@ -29,9 +34,17 @@ CHANGES = [
 ]
 
 
+def prepare(plx: Plx, command: str) -> None:
+    """Make what a command is about."""
+    Path("disk.img").write_bytes(b"abc")
+    if "restore" in command:
+        plx("vdi", "create", "old", "--size", "4K")
+        plx("-y", "vdi", "delete", "old")
+
+
 @pytest.mark.parametrize(("command", "text"), CHANGES)
 def test_it_says_what_would_happen_and_changes_nothing(plx: Plx, command: str, text: str) -> None:
-    Path("disk.img").write_bytes(b"abc")
+    prepare(plx, command)
     before, files = plx.bytes(), sorted(plx.folder.iterdir())
     result = plx("-n", *command.split())
     assert result.out.startswith(text)
@@ -48,7 +61,7 @@ def test_it_says_what_would_happen_and_changes_nothing(plx: Plx, command: str, t
     [command for command, _ in CHANGES if command.split()[0] in ("vdi", "snap")],
 )
 def test_the_prediction_comes_true(plx: Plx, command: str) -> None:
-    Path("disk.img").write_bytes(b"abc")
+    prepare(plx, command)
     predicted = plx("-n", "-o", "json", *command.split()).json
     told = plx("-n", *command.split()).out.removeprefix("would ")
     done = plx("-y", "-o", "json", *command.split()).json

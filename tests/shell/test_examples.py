@@ -44,6 +44,7 @@ def shell_environment(plx: Plx, tmp_path: Path) -> dict[str, str]:
     script = folder / "plxsh"
     script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m plxsh "$@"\n')
     script.chmod(0o755)
+    plx("snap", "create", "base")  # so that a fill loses nothing
     plx("vdi", "export", "base", "disk.img")
     Path("nightly.plx").write_text("# every night\nuse base; snap create --label nightly\n")
     os.rename(plx.path, plx.folder / "store")

@@ -48,7 +48,7 @@ def test_the_users_configuration_file_is_found(plx: Plx, monkeypatch: pytest.Mon
 def test_version_and_help(plx: Plx) -> None:
     assert plx("--version").out.startswith("plxsh 0.")
     assert "Exit status" in plx("--help").out
-    assert plx(status=2).err.startswith("Usage: plxsh")
+    assert plx().err == ""  # an empty script
     assert plx("vdi", status=2).err.startswith("Usage: plxsh vdi")
 
 
@@ -99,7 +99,7 @@ def on_terminal(*args: str, answer: str = "", columns: int = 80) -> tuple[int, s
         except OSError:
             break
         shown += part
-        if answer and b"[y/N]: " in shown:
+        if answer and shown.endswith(b": "):
             os.write(fd, answer.encode())
             answer = ""
         if not part:
@@ -141,26 +141,27 @@ def test_a_terminal_gets_tables_that_fit(plx: Plx, monkeypatch: pytest.MonkeyPat
 @pytest.mark.usefixtures("plx")
 def test_progress_on_a_terminal() -> None:
     Path("disk.img").write_bytes(os.urandom(65536))
-    shown = on_terminal("vdi", "fill", "web", "disk.img")[1]
+    shown = on_terminal("vdi", "fill", "-y", "web", "disk.img")[1]
     assert "fill: 64 KiB of 64 KiB (100 %), " in shown
     assert "/s" in shown
-    assert "fill:" not in on_terminal("-q", "vdi", "fill", "web", "disk.img")[1]
+    assert "fill:" not in on_terminal("-q", "vdi", "fill", "-y", "web", "disk.img")[1]
 
 
 def test_progress_for_programs(plx: Plx) -> None:
     Path("disk.img").write_bytes(os.urandom(65536))
-    result = plx("-o", "json", "vdi", "fill", "web", "disk.img")
+    result = plx("-o", "json", "vdi", "fill", "-y", "web", "disk.img")
     last = json.loads(result.err.splitlines()[-1])["progress"]
     assert (last["what"], last["done"], last["total"]) == ("fill", 65536, 65536)
-    assert plx("vdi", "fill", "web", "disk.img").err == ""
-    assert plx("-q", "-o", "json", "vdi", "fill", "web", "disk.img").err == ""
+    assert plx("vdi", "fill", "-y", "web", "disk.img").err == ""
+    assert plx("-q", "-o", "json", "vdi", "fill", "-y", "web", "disk.img").err == ""
 
 
 def test_every_command_has_help_with_an_example(plx: Plx) -> None:
     for words in commands(cli):
         told = plx(*words, "--help").out
         assert f"Usage: plxsh {' '.join(words)}" in told
-        assert f"  plxsh {' '.join(words)}" in told.replace("plxsh -y ", "plxsh "), words
+        shown = [line for line in told.splitlines() if line.startswith("  plxsh ")]
+        assert any(" ".join(words) in line for line in shown), words
 
 
 def commands(group: click.Group, *path: str) -> list[list[str]]:
@@ -171,7 +172,7 @@ def commands(group: click.Group, *path: str) -> list[list[str]]:
         command = group.get_command(context, name)
         if isinstance(command, click.Group):
             found += commands(command, *path, name)
-        else:
+        elif command is not None and not command.hidden:
             found.append([*path, name])
     return found
 
