@@ -19,7 +19,7 @@ import click
 from plxsh.context import Settings, pass_settings
 from plxsh.groups import Command
 from plxsh.guard import guarded
-from plxsh.params import SIZE, SNAPSHOT, VDI, WordsArgument
+from plxsh.params import FILE, SIZE, SNAPSHOT, VDI, WordsArgument
 
 _COUNT_EVERY: Final = 256
 
@@ -76,7 +76,7 @@ def run(tool: Tool, args: Sequence[str]) -> int:
     effect="changes",
     examples=["parallax-mkfs blockstore.dat 2147483648 6"],
 )
-@click.argument("path", type=click.Path())
+@click.argument("path", type=FILE)
 @click.argument("extent_bytes", type=SIZE)
 @click.argument("extents", type=int)
 def mkfs(path: str, extent_bytes: int, extents: int) -> None:
@@ -109,7 +109,7 @@ def vdi_create(settings: Settings, name: str, words: str | None) -> None:
 
 @click.command("vdi_fill", cls=Tool, effect="destroys", examples=["vdi_fill 0 ./image"])
 @click.argument("vdi", type=VDI)
-@click.argument("source", type=click.Path(allow_dash=True))
+@click.argument("source", type=FILE)
 @pass_settings
 def vdi_fill(settings: Settings, vdi: str, source: str) -> None:
     """Read an image file, a device or - (standard input) into a VDI, counting its blocks."""
@@ -143,7 +143,7 @@ class _Counter:
 
 @click.command("vdi_validate", cls=Tool, examples=["vdi_validate 0 ./image"])
 @click.argument("vdi", type=VDI)
-@click.argument("source", type=click.Path(allow_dash=True))
+@click.argument("source", type=FILE)
 @pass_settings
 def vdi_validate(settings: Settings, vdi: str, source: str) -> None:
     """Compare a VDI with an image, byte by byte.
@@ -206,7 +206,7 @@ def vdi_snap_list(settings: Settings, vdi: str, number: int | None) -> None:
 
 
 @click.command("vdi_tree", cls=Tool, examples=["vdi_tree", "vdi_tree tree.ps"])
-@click.argument("file", metavar="[FILE.ps]", type=click.Path(dir_okay=False), required=False)
+@click.argument("file", metavar="[FILE.ps]", type=FILE, required=False)
 @click.pass_context
 def vdi_tree(ctx: click.Context, file: str | None) -> None:
     """Draw the VDIs and their snapshots, as text or into a PostScript file.

@@ -14,6 +14,7 @@ from plxsh.context import Settings, pass_settings
 from plxsh.groups import LazyGroup
 from plxsh.guard import guarded
 from plxsh.options import before_commands
+from plxsh.params import FILE
 
 COMMANDS: Final = {
     "store": "plxsh.commands.store:store",
@@ -56,7 +57,7 @@ def _configure(ctx: click.Context, _param: click.Parameter, path: str | None) ->
 @click.option(
     "--config",
     metavar="FILE",
-    type=click.Path(),
+    type=FILE,
     envvar="PARALLAX_CONFIG",
     show_envvar=True,
     expose_value=False,
@@ -65,7 +66,7 @@ def _configure(ctx: click.Context, _param: click.Parameter, path: str | None) ->
     " /etc/parallax/parallax.toml]",
 )
 @click.option("-c", "lines", metavar="LINES", help="Run these commands: 'vdi list; snap list web'.")
-@click.option("-f", "script", metavar="FILE", type=click.Path(), help="Run the commands in a file.")
+@click.option("-f", "script", metavar="FILE", type=FILE, help="Run the commands in a file.")
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version,
     help="Show the version and exit.",
@@ -114,9 +115,9 @@ def _run_without_command(settings: Settings, lines: str | None, script: str | No
         return interpreter.run(read_script(script), script)
     if not sys.stdin.isatty():
         return interpreter.run(read_script("-"), "standard input")
-    from plxsh.repl import Repl
+    from plxsh.repl import interact
 
-    return Repl(interpreter).run()
+    return interact(interpreter)
 
 
 def run(args: Sequence[str]) -> int:

@@ -19,7 +19,8 @@ from core.errors import Interrupted, ParallaxError
 from plxsh.context import Settings
 from plxsh.groups import NoSuchCommand
 
-_BROKEN_PIPE: Final = 141
+BROKEN_PIPE: Final = 141
+"""Exit status of a command whose output nobody reads any more."""
 _UNEXPECTED: Final = 5
 
 
@@ -31,6 +32,7 @@ def guarded(command: Callable[[], Any], settings: Settings, program: str) -> int
         settings: form of the error, and which command runs.
         program: what the line begins with.
     """
+    streams = sys.stdout, sys.stderr
     try:
         status = command()
         sys.stdout.flush()
@@ -46,10 +48,11 @@ def guarded(command: Callable[[], Any], settings: Settings, program: str) -> int
         return tell(settings, program, error)
     except BrokenPipeError:
         _forget_stdout()
-        return _BROKEN_PIPE
-    except SystemExit as error:  # click's own answer to a pipe that nobody reads
+        return BROKEN_PIPE
+    except SystemExit:  # click's own answer to a pipe that nobody reads; it wraps the streams
+        sys.stdout, sys.stderr = streams
         _forget_stdout()
-        return error.code if isinstance(error.code, int) else _UNEXPECTED
+        return BROKEN_PIPE
     except Exception as error:
         if settings.verbose:
             traceback.print_exc()

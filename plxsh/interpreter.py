@@ -23,7 +23,7 @@ from core.device import io_error
 from core.errors import BadRequest, ParallaxError
 from core.format import VdiRecord
 from plxsh.context import Settings
-from plxsh.guard import guarded, tell
+from plxsh.guard import BROKEN_PIPE, guarded, tell
 from plxsh.language import Statement, statements
 
 _SHELL: Final = "/bin/sh"
@@ -99,8 +99,8 @@ class Interpreter:
                 status = self.call(words, settings, program)
         except ParallaxError as error:
             return tell(settings, program, error)
-        if pipe is not None:
-            status = status or pipe.returncode
+        if pipe is not None and status in (0, BROKEN_PIPE):  # who reads may leave early
+            return pipe.returncode
         return status
 
 

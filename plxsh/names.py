@@ -52,8 +52,12 @@ _LogKey = tuple[bytes, int, int, int, tuple[LogRecord, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What was read of a store: its VDIs by id, and the snapshots somebody asked for."""
+    """What was read of a store: its VDIs by id, and the snapshots somebody asked for.
 
+    `version` is another for everything that is read anew.
+    """
+
+    version: int = 0
     live: tuple[VdiRecord, ...] = ()
     deleted: tuple[VdiRecord, ...] = ()
     logs: Mapping[int, tuple[Snapshot, ...]] = field(default_factory=dict)
@@ -116,6 +120,15 @@ class Names:
         if record is None or not record.snapshots:
             return ()
         return self._with_logs({record.id}, deadline).logs.get(record.id, ())
+
+    def look_again(self) -> None:
+        """Have the store read soon, however long ago that was: a command may have changed it."""
+        with self._lock:
+            self._rest_until = 0.0
+
+    def ask_for(self, number: int) -> None:
+        """Have the snapshots of a VDI read, without waiting for them."""
+        self._with_logs({number}, 0.0)
 
     def all_snapshots(self) -> tuple[Snapshot, ...]:
         """Return the snapshots of every VDI, by the VDI's id, the newest of each first."""
@@ -200,7 +213,8 @@ class _Reader:
         live = tuple([record for record in records if record.state == LIVE])
         deleted = tuple([record for record in records if record.state == DELETED])
         logs = {number: snapshots for number, (_, snapshots) in self._logs.items()}
-        self.known = Known(live, deleted, logs)
+        version = self.known.version + 1 if self.known else 1
+        self.known = Known(version, live, deleted, logs)
 
     def _read_records(self, store: Blockstore) -> None:
         """Parse the records that changed; the first time, show early what there is so far."""

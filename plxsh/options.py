@@ -14,6 +14,7 @@ import click
 from click.core import ParameterSource
 
 from plxsh.context import DEFAULT_STORE, OUTPUTS, Settings
+from plxsh.params import FILE
 
 
 class GlobalOption(click.Option):
@@ -51,7 +52,7 @@ _OPTIONS: Final[tuple[tuple[tuple[str, ...], dict[str, Any]], ...]] = (
     (
         ("-s", "--store"),
         {
-            "type": click.Path(),
+            "type": FILE,
             "metavar": "PATH",
             "envvar": "PARALLAX_STORE",
             "help": f"Blockstore to work on: a file or a device.  [default: {DEFAULT_STORE}]",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
@@ -63,12 +64,42 @@ kept.
 @click.pass_context
 @pass_settings
 def help_(settings: Settings, ctx: click.Context, words: tuple[str, ...]) -> None:
-    """Show help: the commands, one of them, or the shell with its keys."""
+    """Show help on the commands, or on the shell and its keys."""
     if words == ("shell",):
         show(settings, SHELL_HELP)
         return
     shell = shell_of(ctx, settings)
+    if not words:
+        show(settings, _overview(shell.cli, settings))
+        return
     reading = read(shell.cli, words, settings)
     if any(role.kind == "wrong" for role in reading.roles):  # the command itself says it best
         ctx.exit(shell.call([*words, "--help"], replace(settings, command=""), "plxsh"))
     show(settings, reading.command.get_help(reading.context) + "\n")
+
+
+def _overview(cli: click.Command, settings: Settings) -> str:
+    """Return every command in a line or two, for one screen."""
+    context = read(cli, [], settings).context
+    rows = []
+    for name, command in _visible(cli, context):
+        below = ", ".join(name for name, _ in _visible(command, context))
+        rows.append((name, below or command.get_short_help_str(66)))
+    formatter = click.HelpFormatter(max_width=100)
+    with formatter.section("Commands"):
+        formatter.write_dl(rows)
+    formatter.write_paragraph()
+    formatter.write_text(
+        "'help vdi' or 'help vdi create' has more, with examples; 'help shell' the language"
+        " and the keys."
+    )
+    return formatter.getvalue()
+
+
+def _visible(group: click.Command, context: click.Context) -> Iterator[tuple[str, click.Command]]:
+    """Yield the commands of a group, none for a command that is no group."""
+    if isinstance(group, click.Group):
+        for name in group.list_commands(context):
+            command = group.get_command(context, name)
+            if command is not None and not command.hidden:
+                yield name, command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -121,6 +122,10 @@ def export(settings: Settings, contents: str, target: str, image_format: str, fo
     """
     from core import transfer
 
+    if target == "-" and sys.stdout.isatty():
+        raise BadRequest(
+            "standard output is a terminal", "redirect it, as in 'export web - > FILE'"
+        )
     if transfer.would_lose(target):
         if not force:
             raise BadRequest(f"{target} exists already", "use --force to replace it")

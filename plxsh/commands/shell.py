@@ -11,7 +11,7 @@ from core.registry import Registry
 from plxsh.context import Settings, pass_settings
 from plxsh.groups import Command
 from plxsh.interpreter import Interpreter, shell_of
-from plxsh.params import VDI
+from plxsh.params import FILE, VDI
 
 
 def _shell(settings: Settings) -> Interpreter:
@@ -52,7 +52,7 @@ def use(settings: Settings, vdi: str | None, none: bool) -> None:
 
 
 @click.command(cls=Command, examples=["plxsh source nightly.plx"], effect="destroys")
-@click.argument("file", type=click.Path())
+@click.argument("file", type=FILE)
 @click.pass_context
 @pass_settings
 def source(settings: Settings, ctx: click.Context, file: str) -> None:

@@ -24,7 +24,7 @@ from plxsh import render
 from plxsh.context import Settings, pass_settings
 from plxsh.groups import Group
 from plxsh.overview import used_blocks
-from plxsh.params import SIZE
+from plxsh.params import FILE, SIZE
 from plxsh.progress import Progress, Tell
 from plxsh.render import Column
 
@@ -61,7 +61,7 @@ def store() -> None:
     ],
     effect="changes",
 )
-@click.argument("path", type=click.Path())
+@click.argument("path", type=FILE)
 @click.option("--extent-size", type=SIZE, default="2G", show_default=True, help="A power of two.")
 @click.option("--extents", type=int, default=MIN_EXTENTS, show_default=True, help="How many.")
 @click.option("--force", is_flag=True, help="Overwrite what is there; asks first.")

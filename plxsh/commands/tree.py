@@ -20,7 +20,7 @@ from plxsh import render
 from plxsh.context import OUTPUTS, Settings, pass_settings
 from plxsh.exports import open_exports
 from plxsh.groups import Command
-from plxsh.params import VDI
+from plxsh.params import FILE, VDI
 from plxsh.progress import Progress
 
 _UNCUT: Final = 1000
@@ -45,12 +45,14 @@ _STYLES: Final[dict[Look, dict[str, object]]] = {
     "-o",
     "file",
     metavar="FILE",
-    type=click.Path(dir_okay=False),
+    type=FILE,
     help="Draw a picture into FILE (.svg, .ps, .png, .pdf or .dot), over one that is there.",
 )
 @pass_settings
 def tree(settings: Settings, vdi: str | None, file: str | None) -> None:
-    """Draw the family tree of all VDIs, or of one with its ancestors and descendants.
+    """Draw the family tree of VDIs and their snapshots.
+
+    It is that of all VDIs, or of one with its ancestors and descendants.
 
     FROM is the snapshot that a VDI was cloned from, OWN the bytes that only it holds. OPEN
     is what virtual machines have open: "w" the VDI, "r" the VDI to read, "s" a snapshot of

@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from datetime import datetime
 from typing import Final
@@ -20,6 +20,7 @@ from core.text import columns, shortened
 from plxsh.context import Settings, pass_settings
 from plxsh.grammar import read
 from plxsh.groups import Command
+from plxsh.guard import BROKEN_PIPE
 from plxsh.interpreter import shell_of
 from plxsh.language import quoted
 from plxsh.params import COMMAND_LINE
@@ -59,13 +60,19 @@ def watch(settings: Settings, ctx: click.Context, words: tuple[str, ...]) -> Non
         status = shell.call(line, replace(settings, command="", paged=False), "plxsh")
         if status == Interrupted.exit_status:
             raise KeyboardInterrupt
+        if status == BROKEN_PIPE:
+            ctx.exit(status)
 
     in_place = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     show = _in_place if in_place else _once
-    with suppress(KeyboardInterrupt), _screen() if in_place else nullcontext():
-        while True:  # Ctrl-C is the usual way to end it
-            show(once, seconds, line)
-            time.sleep(seconds)
+    with _screen() if in_place else nullcontext():
+        try:
+            while True:
+                show(once, seconds, line)
+                time.sleep(seconds)
+        except KeyboardInterrupt:  # the usual way to end it
+            if sys.stdout.isatty():
+                click.echo(err=True)  # the terminal shows ^C
 
 
 _NOT_WATCHED: Final = ("watch", "source", "use", "exit", "serve")

@@ -64,7 +64,8 @@ class LineLexer(Lexer):
 
     def invalidation_hash(self) -> Hashable:
         """Return what is another when the same line may have other colours."""
-        return id(self._shell.settings.names.known()), self._shell.settings.vdi
+        known = self._shell.settings.names.known()
+        return known and known.version, self._shell.settings.vdi
 
     def lex_document(self, document: Document) -> Callable[[int], StyleAndTextTuples]:
         """Return a function from the number of a line to its coloured pieces."""
@@ -111,20 +112,27 @@ class LineLexer(Lexer):
         return f"class:word.{'value' if wrong else role.kind}"
 
     def _is_unknown(self, text: str, role: Role, typing: bool) -> bool:
-        """Say whether a word names a VDI that there is not, as far as is known."""
+        """Say whether a word names what there is not, as far as is known."""
         settings = self._shell.settings
         known = settings.names.known()
         if role.kind != "value" or role.param is None or known is None or settings.vdi:
             return False
         if isinstance(role.param.type, VdiType):
-            name = text
+            name, label = text, ""
         elif isinstance(role.param.type, SnapshotType) and "@" in text:
-            name = text.rpartition("@")[0]
+            name, _, label = text.rpartition("@")
         else:
             return False
         if typing and any(name.casefold() in record.name.casefold() for record in known.live):
             return False
-        return len(name) != _UUID and known.find(name) is None
+        record = known.find(name)
+        if record is None or not label:
+            return record is None and len(name) != _UUID
+        snapshots = known.logs.get(record.id)
+        if snapshots is None:
+            settings.names.ask_for(record.id)
+            return False
+        return not any(label in (snapshot.label, str(snapshot.id)) for snapshot in snapshots)
 
 
 def _may_become_right(text: str, role: Role) -> bool:

@@ -5,29 +5,37 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable
+from typing import Final
 
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 
-from core.text import columns, human_size
+from core.text import columns, human_size, shortened
 from plxsh.interpreter import Interpreter
 from plxsh.overview import Overview
 
-_BETWEEN = "  "
+_BETWEEN: Final = "  "
+_LEAST: Final = 12
+"""Columns under which a text that is cut says nothing."""
+_NEARLY_FULL: Final = 90
+"""Per cent of a store in use that are worth a warning."""
 
 
 def toolbar(shell: Interpreter, overview: Overview | None) -> StyleAndTextTuples:
-    """Return the toolbar; what matters least gives way first when the terminal is narrow."""
-    width = shutil.get_terminal_size().columns
-    parts = [(style, text) for style, text in _parts(shell, overview) if text]
+    """Return the toolbar; what matters least is cut when the terminal is narrow."""
+    left = shutil.get_terminal_size().columns
+    parts = list(_parts(shell, overview))
     store = shell.settings.store
-    while _length(parts) > width and len(parts) > 1:
-        if parts[0][1] == store and os.path.basename(store) != store:
-            parts[0] = (parts[0][0], os.path.basename(store))
-        else:
-            parts.pop()
+    if _length(parts) > left:
+        parts[0] = (parts[0][0], os.path.basename(store) or store)
     pieces: StyleAndTextTuples = []
     for style, text in parts:
-        pieces += [("class:toolbar", _BETWEEN if pieces else " "), (style, text)]
+        between = _BETWEEN if pieces else " "
+        left -= len(between)
+        if pieces and left < min(columns(text), _LEAST):
+            break
+        text = shortened(text, left)
+        left -= columns(text)
+        pieces += [("class:toolbar", between), (style, text)]
     return pieces
 
 
@@ -48,18 +56,16 @@ def _parts(shell: Interpreter, overview: Overview | None) -> Iterable[tuple[str,
         return
     part = overview.used * 100 // overview.total if overview.total else 0
     space = f"{human_size(overview.used)} of {human_size(overview.total)} used ({part} %)"
-    yield ("class:toolbar.alarm" if part >= 90 else "class:toolbar"), space
-    if overview.exports:
-        yield "class:toolbar", _counted(overview.exports, "open export")
-    else:
+    yield ("class:toolbar.alarm" if part >= _NEARLY_FULL else "class:toolbar"), space
+    exports = overview.exports or 0
+    if exports:
+        yield "class:toolbar", _counted(exports, "open export")
+    held = f"locked by {overview.holder}" if overview.holder else "free"
+    yield "class:toolbar", f"lock master embedded, {held}"
+    if not exports:
         yield "class:toolbar", "no open exports"
-    yield "class:toolbar", f"locks: embedded, {_held(overview.holder)}"
     yield "class:toolbar", _counted(overview.vdis, "VDI")
 
 
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}" + ("" if number == 1 else "s")
-
-
-def _held(holder: str | None) -> str:
-    return f"held by {holder}" if holder else "free"

@@ -7,17 +7,21 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from shell.conftest import Plx
 from support.terminal import Terminal
 
+from core.session import Session
 from plxsh.classic import TOOLS
 from plxsh.cli import COMMANDS
 
-SCRIPTS = Path(__file__).parents[2] / "plxsh/completions"
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "plxsh/completions"
 SHELLS = ("bash", "zsh", "fish")
 HEAVY = {"numpy", "prompt_toolkit", "pydot", "websockets", "core.session", "tempfile"}
 
@@ -121,7 +125,7 @@ def test_bash_finds_the_file_of_a_redirection(answer: Answer, line: str) -> None
 def test_original_tools(answer: Answer) -> None:
     assert answer("bash", "vdi_fill My", "My") == ["words", r"My\ new\ VDI"]
     assert answer("zsh", "/usr/local/bin/vdi_snap_list", "we") == ["words", "web\t64 KiB"]
-    assert answer("zsh", "vdi_list", "") == answer("zsh", "vdi_list", "--help")[:0]
+    assert answer("zsh", "vdi_fill", "we", "--")[1:] == ["--help\tShow this message and exit"]
 
 
 def test_the_store_of_the_line_of_the_environment_or_of_the_configuration(
@@ -151,7 +155,7 @@ def test_a_damaged_or_missing_store_gives_no_names_and_says_nothing(
     answer: Answer, store: Path
 ) -> None:
     show = ("plxsh", "vdi", "show", "")
-    assert len(answer("zsh", *show)) == 5
+    assert len(answer("zsh", *show)) == 5  # one line more than VDIs
     whole = store.read_bytes()
     store.write_bytes(whole[:4096] + os.urandom(1 << 16))
     assert answer("zsh", *show) == []
@@ -160,6 +164,21 @@ def test_a_damaged_or_missing_store_gives_no_names_and_says_nothing(
     store.unlink()
     assert answer("zsh", *show) == []
     assert answer("zsh", "plxsh", "vdi", "sh") != []
+
+
+def test_control_characters_never_reach_a_terminal(
+    answer: Answer, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Session.open(str(store)) as session:
+        session.registry.write(replace(session.registry.find("web"), name="w\x1b[2J\nfiles"))
+        session.registry.write(replace(session.registry.find("base"), name="w"))
+    assert answer("fish", "plxsh", "vdi", "show", "w") == ["words", "w\t64 KiB, 2 snapshots"]
+    found = answer("fish", "plxsh", "vdi", "show", "1")
+    assert found == ["words", "1\tw\\x1b[2J\\nfiles, 64 KiB"]
+    config = tmp_path / "own.toml"
+    config.write_text('[shell.aliases]\nxx = "vdi\\nlist"\n')
+    monkeypatch.setenv("PARALLAX_CONFIG", str(config))
+    assert answer("zsh", "plxsh", "x") == ["words", "xx\talias of vdi\\nlist"]
 
 
 @pytest.mark.parametrize("text", ["[blockstore\n", "[blockstore]\ndata = 7\n", "\xff\0"])
@@ -226,6 +245,13 @@ def test_a_script_knows_the_tools_and_no_commands(
     assert words & {*COMMANDS} <= {"completion"}
 
 
+def test_the_package_has_the_scripts() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["plxsh"]
+    packed = {path for pattern in patterns for path in (ROOT / "plxsh").glob(pattern)}
+    assert {SCRIPTS / f"plxsh.{shell}" for shell in SHELLS} == packed
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_script_has_no_mistakes_of_syntax(shell: str) -> None:
@@ -260,15 +286,16 @@ class UnixShell(Terminal):
             f"fpath=({folder}/functions $fpath)\n"
             f"autoload -Uz compinit\ncompinit -u\nPS1='{PROMPT}'\n"
         )
+        self.shell = shell
         super().__init__(START[shell], env, columns=100, rows=30, cwd=folder)
         try:
             if shell == "fish":
                 self.settle()
-                self.send(f"function fish_prompt; echo -n '{PROMPT}'; end; clear\r")
+                self.send(f"function fish_prompt; echo -n '{PROMPT}'; end\r")
+                self.send("set -g fish_autosuggestion_enabled 0\r")
             self.wait_for(lambda: self.line == "")
             if read:
-                self.send(f"{READ[shell]}; clear\r")
-                self.wait_for(lambda: self.cursor.row == 0 and self.line == "")
+                self.run(READ[shell])
         except BaseException:
             self.close()
             raise
@@ -279,14 +306,19 @@ class UnixShell(Terminal):
         with self._changed:
             row = self.screen[self.cursor.row]
             at_end = self.cursor.column >= len(PROMPT)
-        return row[len(PROMPT) :].rstrip() if row.startswith(PROMPT) and at_end else None
+        return row[len(PROMPT) :] if row.startswith(PROMPT.rstrip()) and at_end else None
+
+    def run(self, line: str) -> None:
+        """Run a line and clear the screen."""
+        self.type(f"{line}; clear")
+        self.key("enter")
+        self.wait_for(lambda: self.line == "" and self.cursor.row == 0)
 
     def clear(self) -> None:
         """Drop the line and what is listed."""
-        self.key("c-c")
+        self.key("c-u")
         self.wait_for(lambda: self.line == "")
-        self.send("clear\r")
-        self.wait_for(lambda: self.cursor.row == 0 and self.line == "")
+        self.run("true")
 
     def type(self, text: str) -> None:
         """Type, and wait until it is there."""
@@ -308,16 +340,17 @@ class UnixShell(Terminal):
         self.wait_for(lambda: self.line == f"{line}_")
 
     def lists(self, typed: str, *wanted: str) -> str:
-        """Type, press Tab until all of `wanted` is listed; return the screen."""
+        """Type, press Tab (bash wants it twice), wait for the list to have all of `wanted`."""
         self.clear()
         self.type(typed)
-        self.key("tab", "tab")
-        self.wait_for(lambda: all(text in self.below for text in wanted))
-        return self.below
+        self.key(*["tab"] * (2 if self.shell == "bash" else 1))
+        self.wait_for(lambda: all(text in self.listed for text in wanted))
+        return self.listed
 
     @property
-    def below(self) -> str:
-        return " ".join("\n".join(self.screen[1:]).split(" "))
+    def listed(self) -> str:
+        """What is on the screen besides the line, which bash repeats."""
+        return "\n".join(row for row in self.screen if not row.startswith(PROMPT.rstrip()))
 
 
 Open = Callable[..., UnixShell]
@@ -342,7 +375,7 @@ def opened(store: Path, tmp_path: Path) -> Iterator[Open]:  # noqa: ARG001
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shell", SHELLS)
-def test_words_are_completed_and_quoted(opened: Open, shell: str, store: Path) -> None:
+def test_words_are_completed_and_quoted(opened: Open, shell: str) -> None:
     unix = opened(shell)
     for typed, line in [
         ("plxsh sna", "plxsh snap "),
@@ -365,7 +398,7 @@ def test_words_are_completed_and_quoted(opened: Open, shell: str, store: Path) -
         ("plxsh vdi list > images/disk", r"plxsh vdi list > images/disk\ one.img "),
         ("vdi_snap_li", "vdi_snap_list "),
         ("vdi_fill My", r"vdi_fill My\ new\ VDI "),
-        (f"plxsh -s {store} vdi show we", f"plxsh -s {store} vdi show web "),
+        ("plxsh -s blockstore.dat vdi show we", "plxsh -s blockstore.dat vdi show web "),
         ("true; plxsh vdi show we", "true; plxsh vdi show web "),
         ("true && plxsh vdi show we", "true && plxsh vdi show web "),
         ("true | plxsh vdi show we", "true | plxsh vdi show web "),
@@ -404,14 +437,14 @@ def test_nothing_is_offered_and_nothing_said(opened: Open, shell: str, store: Pa
         unix.key("tab", "tab")
         unix.settle(1.5)
         assert unix.line == typed.rstrip(), unix.picture()
-        assert unix.below.strip() == "", unix.picture()
+        assert unix.listed.strip() == "", unix.picture()
     store.unlink()
     unix.clear()
     unix.type("plxsh vdi show ")
     unix.key("tab")
     unix.settle(1.5)
     assert unix.line == "plxsh vdi show", unix.picture()
-    assert unix.below.strip() == "", unix.picture()
+    assert unix.listed.strip() == "", unix.picture()
 
 
 @pytest.mark.slow
@@ -421,11 +454,7 @@ def test_the_plxsh_beside_the_program_on_the_line_is_asked(
 ) -> None:
     unix = opened(shell)
     (tmp_path / "bin").symlink_to(Path(sys.executable).parent)
-    unix.clear()
-    unix.send(
-        "set PATH /usr/bin /bin; clear\r" if shell == "fish" else "PATH=/usr/bin:/bin; clear\r"
-    )
-    unix.settle()
+    unix.run("set PATH /usr/bin /bin" if shell == "fish" else "PATH=/usr/bin:/bin")
     unix.completes("bin/plxsh vdi show we", "bin/plxsh vdi show web ")
     unix.completes("~/bin/vdi_fill we", "~/bin/vdi_fill web ")
 
@@ -452,7 +481,7 @@ def test_fish_says_what_it_would_offer(store: Path) -> None:  # noqa: ARG001
     def offered(line: str) -> list[str]:
         code = 'plxsh completion fish | source; complete -C "$argv[1]"'
         done = subprocess.run(
-            ["fish", "--no-config", "-c", code, line],
+            ["fish", "-c", code, line],
             env={**os.environ, "PATH": path},
             capture_output=True,
             text=True,
@@ -462,6 +491,6 @@ def test_fish_says_what_it_would_offer(store: Path) -> None:  # noqa: ARG001
         return done.stdout.splitlines()
 
     assert offered("plxsh vdi sh") == ["show\tShow all about one VDI"]
-    assert offered("plxsh vdi show My") == [r"My\ new\ VDI" + "\t1 MiB, 1 snapshot"]
+    assert offered("plxsh vdi show My") == ["My new VDI\t1 MiB, 1 snapshot"]
     assert offered("plxsh -s /none vdi show ") == []
-    assert offered("sudo plxsh vdi show we") == ["web\t64 KiB"]
+    assert offered("command plxsh vdi show we") == ["web\t64 KiB"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from shell.conftest import OpenShell
+from shell.many import store_of_clones
 from support.shell import Shell
 
 pytestmark = pytest.mark.slow
@@ -68,12 +69,13 @@ def test_a_name_that_is_not_ascii(shell: Shell) -> None:
 
 
 def test_choosing_from_the_menu(shell: Shell) -> None:
+    lines = {f"plxsh> vdi show {name}" for name in ("base", "web", '"My new VDI"', "日本語")}
     offered(shell, "vdi show ", "base", "web")
     shell.key("down")
-    shell.wait_for(lambda: "vdi show b" in shell.line or "vdi show w" in shell.line)
+    shell.wait_for(lambda: shell.line in lines)
     first = shell.line
     shell.key("down")
-    shell.wait_for(lambda: shell.line != first)
+    shell.wait_for(lambda: shell.line in lines - {first})
     shell.key("up")
     shell.wait_for(lambda: shell.line == first)
 
@@ -117,8 +119,19 @@ def test_files_where_a_path_belongs(shell: Shell) -> None:
     shell.wait_for('vdi fill web "images/disk one.img"')
 
 
+def test_tab_does_not_choose_between_two(shell: Shell) -> None:
+    shell.run("vdi create Mylene --size 1M")
+    offered(shell, "vdi show My", "My new VDI", "Mylene")
+    assert shell.line == "plxsh> vdi show My"
+
+
+def test_tab_and_enter_at_once(shell: Shell) -> None:
+    shell.send("use bas\t\r")
+    shell.wait_for(lambda: shell.line.startswith("plxsh base>"))
+
+
 def test_behind_a_semicolon_a_line_begins_anew(shell: Shell) -> None:
-    offered(shell, "vdi list; sna", "snap")
+    completed(shell, "vdi list; sna", "vdi list; snap")
 
 
 def test_what_was_made_a_moment_ago(shell: Shell) -> None:
@@ -139,3 +152,15 @@ def test_escape_and_going_on_typing_close_the_menu(open_shell: OpenShell) -> Non
     offered(shell, "vdi show ", "base", "web")
     shell.send("base ")
     shell.wait_for(lambda: not menu_row(shell, "web"))
+
+
+def test_among_ten_thousand(open_shell: OpenShell, tmp_path: Path) -> None:
+    path = tmp_path / "many.dat"
+    store_of_clones(path, 10_000)
+    shell = open_shell("-s", str(path))
+    shell.type("vdi show 77")
+    shell.wait_for(lambda: "77" in "".join(shell.screen[shell.cursor.row + 1 : -1]))
+    shell.send("77")
+    shell.wait_for(lambda: menu_row(shell, "7777"))
+    shell.key("c-u")
+    completed(shell, "vdi show e-7777", "vdi show clone-7777")

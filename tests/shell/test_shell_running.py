@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 from shell.conftest import OpenShell
-from support.shell import Shell
+from support.shell import PLXSH, Shell
+from support.tap import short_folder
+from support.terminal import Terminal
 
 from core.check import check_store
 from core.session import Session
@@ -74,6 +77,18 @@ def test_a_program_in_the_unix_shell_has_the_terminal(shell: Shell) -> None:
     shell.enter("something")
     shell.wait_for("got something")
     shell.prompt()
+
+
+def test_output_without_a_newline_at_its_end(shell: Shell) -> None:
+    assert shell.run("!printf abc")[0].rstrip("%⏎") == "abc"
+    assert shell.line == "plxsh>"
+
+
+def test_an_image_is_not_written_to_the_terminal(shell: Shell) -> None:
+    shown = shell.run("vdi export base -")
+    assert len(shown) == 1
+    assert shown[0].startswith("plxsh: vdi export: ")
+    assert shell.run("vdi export base - -q | wc -c") == ["65536"]
 
 
 def test_several_commands_on_a_line(shell: Shell) -> None:
@@ -163,6 +178,25 @@ def test_ctrl_c_stops_a_pipe_and_the_unix_shell(shell: Shell) -> None:
     assert len(shell.run("vdi list")) == 5
 
 
+def test_ctrl_c_ends_what_serves(shell: Shell) -> None:
+    with short_folder() as folder:
+        shell.start(f"tap serve --unix {folder}/nbd")
+        shell.wait_for("Ctrl-C ends it")
+        shell.key("c-c")
+        shell.prompt()
+    assert len(shell.run("vdi list")) == 5
+
+
+def test_what_is_typed_while_a_command_runs_is_kept(shell: Shell) -> None:
+    os.mkfifo("gate")
+    shell.start("!cat gate")
+    shell.settle()
+    shell.send("vdi show base -o plain\rvdi show w")
+    Path("gate").write_text("open\n")
+    shell.wait_for(lambda: shell.line.startswith("plxsh> vdi show w"))
+    assert shell.find("65536")
+
+
 def test_confirmation_is_asked_and_no_is_the_default(shell: Shell, store: Path) -> None:
     for answer in ("", "n", "x\rn"):
         shell.start("vdi delete web")
@@ -198,6 +232,36 @@ def test_yes_and_dry_run_do_not_ask(shell: Shell, store: Path) -> None:
     assert "web" in names(store)
     shell.run("vdi delete -y web")
     assert "web" not in names(store)
+
+
+@pytest.mark.usefixtures("store")
+def test_ctrl_z_and_back() -> None:
+    """Suspended at the prompt and in a command, as every program under a Unix shell."""
+    bash = Terminal(["bash", "--norc", "--noprofile", "-i"], {"PS1": "bash$ ", "HISTFILE": None})
+    with bash:
+        bash.wait_for("bash$")
+        bash.enter(" ".join(PLXSH))
+        bash.wait_for("plxsh>")
+        bash.send("vdi sho")
+        bash.wait_for("> vdi sho")
+        bash.key("c-z")
+        bash.wait_for("Stopped")
+        bash.wait_for(lambda: bash.screen[bash.cursor.row] == "bash$")
+        bash.enter("fg")
+        bash.wait_for(lambda: bash.screen[bash.cursor.row] == "plxsh> vdi sho")
+        bash.enter("w base")
+        bash.wait_for("64 KiB")
+        bash.enter("!sleep 0.5; echo slept")
+        bash.settle()
+        bash.key("c-z")
+        bash.wait_for(lambda: bash.screen[bash.cursor.row] == "bash$")
+        bash.enter("fg")
+        bash.wait_for(lambda: "slept" in bash.screen)
+
+
+def test_a_request_to_end(shell: Shell) -> None:
+    os.kill(shell.pid, signal.SIGTERM)
+    assert shell.wait() == -signal.SIGTERM
 
 
 # -- going wrong -----------------------------------------------------------------------

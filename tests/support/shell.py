@@ -64,10 +64,15 @@ class Shell(Terminal):
     @property
     def at_prompt(self) -> bool:
         """Whether the cursor stands behind a prompt with nothing typed."""
+        with self._changed:  # the cursor is hidden while a line is being drawn
+            return self.cursor_shown and self._bare
+
+    @property
+    def _bare(self) -> bool:
         with self._changed:
             row, column = self.cursor
             line = self.screen[row]
-        return bool(_PROMPT.fullmatch(line)) and column > len(line.rstrip())
+        return bool(_PROMPT.fullmatch(line)) and column > len(line)
 
     @property
     def line(self) -> str:
@@ -87,7 +92,7 @@ class Shell(Terminal):
         """Type a line and Enter, and leave it to the caller what to wait for."""
         self.prompt()
         self.send(line)
-        self.wait_for(lambda: not self.at_prompt)
+        self.wait_for(lambda: self.cursor_shown and not self._bare)
         self.key("enter")
 
     def run(self, line: str) -> list[str]:

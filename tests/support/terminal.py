@@ -282,6 +282,12 @@ class Terminal:
             return Position(self._screen.cursor.y, self._screen.cursor.x)
 
     @property
+    def cursor_shown(self) -> bool:
+        """Whether the cursor is visible; many programs hide it while they draw."""
+        with self._changed:
+            return not self._screen.cursor.hidden
+
+    @property
     def alternate(self) -> bool:
         """Whether the program is on the alternate screen, as a pager is."""
         with self._changed:
@@ -343,15 +349,17 @@ class Terminal:
         self.wait_for(lambda: not self.find(text), patience)
 
     def settle(self, quiet: float = 0.4) -> None:
-        """Wait until the program has said nothing for so many seconds.
+        """Wait until the program has said nothing for so many seconds, or talks too long.
 
         For what must *not* appear. A slow machine can only make such a test miss a bug.
         """
+        deadline = time.monotonic() + PATIENCE
         with self._changed:
             seen = -1
-            while seen != len(self._transcript) and not self._ended:
+            while seen != len(self._transcript) and time.monotonic() < deadline:
                 seen = len(self._transcript)
-                self._changed.wait_for(lambda: self._ended, quiet)
+                if self._changed.wait_for(lambda: self._ended, quiet):
+                    return
 
     def picture(self) -> str:
         """The window with a frame, for messages."""
