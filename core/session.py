@@ -34,6 +34,7 @@ from core.lock_master import LockMaster
 from core.reclaim import collect
 from core.registry import Registry, check_name, suggest
 from core.snaplog import Snapshot, SnapshotId
+from core.text import counted
 from core.vdi import Vdi, prepare_commit
 
 _ID_LENGTH: Final = 24
@@ -339,7 +340,7 @@ class Session:
         record = self._current(record)
         if record.snapshots and not snapshots:
             raise InUse(
-                f"VDI {record.name!r} has {record.snapshots} snapshots",
+                f"VDI {record.name!r} has {counted(record.snapshots, 'snapshot')}",
                 "delete them too with --snapshots",
             )
         clones = self.clones(record)

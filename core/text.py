@@ -55,6 +55,17 @@ def human_age(time_ns: int, now_ns: int) -> str:
     return f"{ahead}{years} y"
 
 
+def human_ago(time_ns: int, now_ns: int) -> str:
+    """Return `human_age` as part of a sentence: `5 s ago`, `now`, `in 3 h`."""
+    age = human_age(time_ns, now_ns)
+    return age if age == "now" or age.startswith("in ") else f"{age} ago"
+
+
+def counted(number: int, what: str) -> str:
+    """Return a number and what is counted: `1 snapshot`, `2 snapshots`."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def uuid_text(raw: bytes) -> str:
     """Return a UUID as text; `str(uuid.UUID)` is slow where there are thousands."""
     text = raw.hex()

@@ -17,7 +17,7 @@ from click.shell_completion import CompletionItem
 
 from core.format import DELETED, VdiRecord
 from core.snaplog import Snapshot
-from core.text import human_age, human_size
+from core.text import counted, human_ago, human_size
 from plxsh.context import Settings
 from plxsh.names import Names
 
@@ -113,7 +113,7 @@ def _ids(records: Iterable[VdiRecord], beginning: str) -> Items:
 
 
 def _about(record: VdiRecord) -> str:
-    snapshots = f", {_counted(record.snapshots)}" if record.snapshots else ""
+    snapshots = f", {counted(record.snapshots, 'snapshot')}" if record.snapshots else ""
     return human_size(record.size) + snapshots
 
 
@@ -126,13 +126,8 @@ def _about_deleted(record: VdiRecord) -> str:
     return f"{human_size(record.size)}, deleted {_ago(record.deleted_ns)}"
 
 
-def _counted(count: int) -> str:
-    return f"{count} snapshot" + "s" * (count != 1)
-
-
 def _ago(time_ns: int) -> str:
-    age = human_age(time_ns, time.time_ns())
-    return age if age == "now" or age.startswith("in ") else f"{age} ago"
+    return human_ago(time_ns, time.time_ns())
 
 
 # -- snapshots -------------------------------------------------------------------------
@@ -229,7 +224,7 @@ def _about_snapshot(names: Names, snapshot: Snapshot) -> str:
 
 
 def _about_page(names: Names, page: Sequence[Snapshot]) -> str:
-    return f"{_counted(len(page))} of {_owner(names, page[0])}"
+    return f"{counted(len(page), 'snapshot')} of {_owner(names, page[0])}"
 
 
 def _owner(names: Names, snapshot: Snapshot) -> str:

@@ -22,7 +22,7 @@ from typing import Any, Final, Literal
 import click
 
 from core.text import columns as cell_width
-from core.text import human_age, human_size
+from core.text import human_age, human_ago, human_size
 from plxsh import pager
 from plxsh.context import Settings
 from plxsh.yaml_text import yaml_lines
@@ -103,14 +103,27 @@ def _human(value: Any, kind: Kind, now_ns: int) -> str:
 
 
 def rows(
-    settings: Settings, key: str, records: Sequence[Record], columns: Sequence[Column]
+    settings: Settings,
+    key: str,
+    records: Sequence[Record],
+    columns: Sequence[Column],
+    plain: Sequence[Column] = (),
 ) -> None:
-    """Show a list of records; in JSON and YAML it is the value of `key`."""
+    """Show a list of records.
+
+    Args:
+        settings: the form.
+        key: what the list is called in JSON and YAML.
+        records: the list.
+        columns: those of a table.
+        plain: those of plain lines, which scripts count on, if they are others.
+    """
     if settings.output in ("json", "yaml"):
         data(settings, {key: records})
     elif settings.output == "plain":
         _write(
-            "\t".join([_plain(record.get(c.key), c.kind) for c in columns]) for record in records
+            "\t".join([_plain(record.get(c.key), c.kind) for c in plain or columns])
+            for record in records
         )
     else:
         shown, left_out = table(records, columns, settings.color, _width())
@@ -137,15 +150,10 @@ def _exact(value: Any, kind: Kind) -> str:
     """Return a value where there is room to be exact."""
     now = time.time_ns()
     if kind in ("time", "age") and isinstance(value, int):
-        return f"{local_time(value)} ({_ago(value, now)})"
+        return f"{local_time(value)} ({human_ago(value, now)})"
     text = _human(value, kind, now)
     exact = kind == "bytes" and isinstance(value, int) and value >= 1024
     return f"{text} ({value} bytes)" if exact else text
-
-
-def _ago(time_ns: int, now_ns: int) -> str:
-    age = human_age(time_ns, now_ns)
-    return age if age == "now" or age.startswith("in ") else f"{age} ago"
 
 
 def field_lines(values: Sequence[tuple[str, str]], color: bool, width: int | None) -> list[str]:

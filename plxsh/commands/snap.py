@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from core import snaplog
-from core.format import BLOCK, BLOCK_SHIFT, VdiRecord
+from core.format import BLOCK, BLOCK_SHIFT, VdiRecord, blocks_for
 from core.registry import Registry
 from core.text import human_size
 from plxsh import render
@@ -18,6 +18,7 @@ from plxsh.context import Settings, pass_settings
 from plxsh.exports import session_for
 from plxsh.groups import Group
 from plxsh.params import SNAPSHOT, VDI, VDI_OR_SNAPSHOT, WordsArgument, names_snapshot
+from plxsh.progress import Progress
 from plxsh.render import Column
 
 if TYPE_CHECKING:
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
 
 _LIST: Final = (
     Column("block", "Block", "number"),
-    Column("offset", "Offset", "number"),
-    Column("time", "Time", "time"),
-    Column("root", "Root", "number"),
+    Column("offset", "Offset", "number", rank=-1),
+    Column("time", "Time", "time", rank=1),
+    Column("time", "Age", "age"),
+    Column("root", "Root", "number", rank=2),
     Column("label", "Label", flexible=True),
 )
+_PLAIN_LIST: Final = tuple(column for column in _LIST if column.kind != "age")
 _CLONES_SHOWN: Final = 5
 _DIFF: Final = (Column("offset", "Offset", "number"), Column("length", "Length", "number"))
 
@@ -88,7 +91,7 @@ def list_(settings: Settings, vdi: str, number: int | None) -> None:
             shown.append(described(snapshot))
             if len(shown) == number:
                 break
-    render.rows(settings, "snapshots", shown, _LIST)
+    render.rows(settings, "snapshots", shown, _LIST, _PLAIN_LIST)
 
 
 @snap.command(examples=["plxsh -y snap delete base@clean"], effect="destroys")
@@ -150,9 +153,11 @@ def diff(settings: Settings, pair: tuple[str, str]) -> None:
         a, b = (stack.enter_context(_image(session, reference)) for reference in pair)
         end = max(a.size, b.size)
         shown = []
-        for first, count in a.map.diff(b.map):
-            offset = first << BLOCK_SHIFT
-            shown.append({"offset": offset, "length": min(count * BLOCK, end - offset)})
+        with Progress(settings, "diff", "blocks") as progress:
+            for first, count in a.map.diff(b.map):
+                offset = first << BLOCK_SHIFT
+                shown.append({"offset": offset, "length": min(count * BLOCK, end - offset)})
+                progress(first, blocks_for(end))
     render.rows(settings, "changes", shown, _DIFF)
 
 

@@ -19,7 +19,7 @@ from core.format import (
     check_geometry,
 )
 from core.registry import Registry
-from core.text import human_size, uuid_text
+from core.text import counted, human_size, uuid_text
 from plxsh import render
 from plxsh.context import Settings, pass_settings
 from plxsh.groups import Group
@@ -102,7 +102,7 @@ def _contents(path: str) -> str:
             count = sum(1 for _ in Registry(opened).vdis())
     except ParallaxError:
         return "everything on it"
-    return f"the blockstore on it with {count} VDIs and all their snapshots"
+    return f"the blockstore on it with {counted(count, 'VDI')} and all their snapshots"
 
 
 def _try_create(path: str, force: bool) -> None:
@@ -250,7 +250,7 @@ def _show_check(settings: Settings, report: Report, steps: list[Step], damaged: 
         *(f"{verb}: {step.text}" for step in steps),
     ]
     verdict = "damaged" if damaged else "repaired" if report.damaged else "sound"
-    counts = [f"{report.vdis} VDIs", f"{report.snapshots} snapshots"]
+    counts = [counted(report.vdis, "VDI"), counted(report.snapshots, "snapshot")]
     if not report.restorable:
         del sizes["restorable"]
     counts += [f"{human_size(size)} {name}" for name, size in sizes.items()]

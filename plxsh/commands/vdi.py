@@ -13,7 +13,7 @@ from core.device import lock_holder
 from core.errors import BadRequest, Corrupt
 from core.format import BLOCK_SHIFT, DELETED, LIVE, NO_VDI, VdiRecord
 from core.registry import Registry
-from core.text import human_size, uuid_text
+from core.text import counted, human_size, uuid_text
 from plxsh import render
 from plxsh.commands.images import export, fill, validate
 from plxsh.context import Settings, pass_settings
@@ -32,14 +32,20 @@ _LIST: Final = (
     Column("own", "Own", "bytes"),
     Column("shared", "Shared", "bytes"),
     Column("snapshots", "Snaps", "number"),
+    Column("modified", "Changed", "age", rank=1),
     Column("parent", "Parent", flexible=True),
     Column("clients", "In use by", optional=True, flexible=True),
 )
-_PLAIN_LIST: Final = (*_LIST[:-1], Column("served_by", ""), Column("state", ""), _LIST[-1])
+_PLAIN_LIST: Final = (
+    *(column for column in _LIST if column.key not in ("modified", "clients")),
+    Column("served_by", ""),
+    Column("state", ""),
+    Column("clients", ""),
+)
 _DELETED: Final = (
     Column("id", "Id", "number"),
     Column("name", "Name", flexible=True),
-    Column("deleted", "Deleted", "time"),
+    Column("deleted", "Deleted", "age"),
     Column("size", "Size", "bytes"),
     Column("own", "Own", "bytes"),
     Column("snapshots", "Snaps", "number"),
@@ -166,7 +172,7 @@ def list_(settings: Settings, deleted: bool) -> None:
             shown.append(_for_people(settings, _damaged(number, record.message, name)))
         elif number in live:
             shown.append(_for_people(settings, described(record, live, holder, exports)))
-    render.rows(settings, "vdis", shown, _PLAIN_LIST if settings.output == "plain" else _LIST)
+    render.rows(settings, "vdis", shown, _LIST, _PLAIN_LIST)
 
 
 @vdi.command(examples=["plxsh vdi show base"])
@@ -267,11 +273,7 @@ def _kept_by_snapshots(record: VdiRecord) -> str:
     if not record.snapshots:
         return ""
     stay = "stays as it is" if record.snapshots == 1 else "stay as they are"
-    return f"; {_many_snapshots(record.snapshots)} of it {stay}"
-
-
-def _many_snapshots(count: int) -> str:
-    return f"{count} snapshot" if count == 1 else f"{count} snapshots"
+    return f"; {counted(record.snapshots, 'snapshot')} of it {stay}"
 
 
 @vdi.command(
@@ -331,7 +333,7 @@ def _contents(session: Session, record: VdiRecord) -> str:
     labels = ", ".join(repr(snap.label) if snap.label else str(snap.id) for snap in newest)
     more = record.snapshots - _LABELS_SHOWN
     labels += f" and {more} more" if more > 0 else ""
-    return f"{text}, {_many_snapshots(record.snapshots)}: {labels}"
+    return f"{text}, {counted(record.snapshots, 'snapshot')}: {labels}"
 
 
 for command in (fill, validate, export):

@@ -9,7 +9,7 @@ from typing import Final
 
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 
-from core.text import columns, human_size, shortened
+from core.text import columns, counted, human_size, shortened
 from plxsh.interpreter import Interpreter
 from plxsh.overview import Overview
 
@@ -59,13 +59,9 @@ def _parts(shell: Interpreter, overview: Overview | None) -> Iterable[tuple[str,
     yield ("class:toolbar.alarm" if part >= _NEARLY_FULL else "class:toolbar"), space
     exports = overview.exports or 0
     if exports:
-        yield "class:toolbar", _counted(exports, "open export")
+        yield "class:toolbar", counted(exports, "open export")
     held = f"locked by {overview.holder}" if overview.holder else "free"
     yield "class:toolbar", f"lock master embedded, {held}"
     if not exports:
         yield "class:toolbar", "no open exports"
-    yield "class:toolbar", _counted(overview.vdis, "VDI")
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")
+    yield "class:toolbar", counted(overview.vdis, "VDI")

@@ -108,8 +108,10 @@ def test_vdi_list_in_every_form(plx: Plx, snapshot: tuple[str, str]) -> None:
     assert [set(vdi) for vdi in listed["vdis"]] == [VDI_KEYS, VDI_KEYS]
     assert listed["vdis"][1]["shared"] == 8192
     table = plx("-o", "table", "vdi", "list").lines
-    assert table[0].split() == ["Id", "Name", "Size", "Own", "Shared", "Snaps", "Parent"]
-    assert table[2].split() == ["1", "web", "64", "KiB", "0", "B", "8", "KiB", "0", parent]
+    assert table[0].split() == ["Id", "Name", "Size", "Own", "Shared", "Snaps", "Changed", "Parent"]
+    row = table[2].split()
+    assert row[:9] == ["1", "web", "64", "KiB", "0", "B", "8", "KiB", "0"]
+    assert row[-1] == parent
     yaml = plx("-o", "yaml", "vdi", "list").lines
     assert yaml[:3] == ["schema: 1", "vdis:", "- id: 0"]
     assert f'  parent: "{parent}"' in yaml
@@ -163,7 +165,7 @@ def test_vdi_rename_resize_delete(plx: Plx) -> None:
     deleted = plx("-o", "json", "-y", "vdi", "delete", "www").json["vdi"]
     assert deleted == {"id": 1, "name": "www", "snapshots": 0}
     assert len(plx("vdi", "list").lines) == 1
-    assert "has 1 snapshots" in plx.fails(4, "-y", "vdi", "delete", "base")
+    assert "has 1 snapshot" in plx.fails(4, "-y", "vdi", "delete", "base")
     plx("-y", "vdi", "delete", "base", "--snapshots")
     assert plx("vdi", "list").out == ""
 
@@ -247,7 +249,7 @@ def test_snap_create_and_list(plx: Plx, snapshot: tuple[str, str]) -> None:
         "block", "offset", "time", "root", "label", "vdi", "size", "mapped"
     }  # fmt: skip
     table = plx("-o", "table", "snap", "list", "base").lines
-    assert table[0].split() == ["Block", "Offset", "Time", "Root", "Label"]
+    assert table[0].split() == ["Block", "Offset", "Time", "Age", "Root", "Label"]
     assert "- block: " in plx("-o", "yaml", "snap", "list", "base").out
     made = plx("-o", "json", "snap", "create", "base").json["snapshot"]
     assert made["label"] is None

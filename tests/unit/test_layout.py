@@ -16,6 +16,7 @@ CORE = Path(__file__).parents[2] / "core"
 
 ORDER = (
     "errors",
+    "text",
     "lock_master",
     "format",
     "device",
@@ -36,7 +37,6 @@ ORDER = (
     "transfer",
     "check",
     "repair",
-    "text",
     "tree",
     "tree_text",
     "tree_frames",

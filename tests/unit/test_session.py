@@ -286,7 +286,7 @@ def test_deleting(session: Session) -> None:
     record = session.registry.find("base")
     with pytest.raises(InUse) as caught:
         session.delete(record)
-    assert caught.value.message == "VDI 'base' has 1 snapshots"
+    assert caught.value.message == "VDI 'base' has 1 snapshot"
     assert "--snapshots" in caught.value.hint
     clone = session.create("clone", parent=session.find_snapshot("base@s"))
     with pytest.raises(InUse) as caught:
