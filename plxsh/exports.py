@@ -47,17 +47,24 @@ class OpenExport:
 
 def open_exports(settings: Settings) -> list[OpenExport]:
     """Return what is open of the store; nothing when no tap answers."""
-    unix = default_socket()
+    return exports_of(settings.store, default_socket()) or []
+
+
+def exports_of(store: str, unix: str) -> list[OpenExport] | None:
+    """Return what the tap on the socket `unix` has open of a store, None if it serves another.
+
+    A tap that does not answer soon serves nothing.
+    """
     if not os.path.exists(f"{unix}.status"):  # then not even the import is needed
-        return []
+        return None
     from core.tap.status import query_status
 
     try:
         told = query_status(unix, _TIMEOUT)
     except ParallaxError:
-        return []
-    if os.path.realpath(told["store"]) != os.path.realpath(settings.store):
-        return []
+        return None
+    if os.path.realpath(told["store"]) != os.path.realpath(store):
+        return None
     return [
         OpenExport(
             export["id"],

@@ -83,11 +83,15 @@ class Names:
     Args:
         path: a file or a block device; it may be missing, or come and go.
         patience: seconds that a question waits for the store to be read.
+
+    Attributes:
+        opened: ids of the VDIs that clients have open, as far as someone looked.
     """
 
     def __init__(self, path: str, patience: float = PATIENCE) -> None:
         """Read nothing yet."""
         self.path = path
+        self.opened: frozenset[int] = frozenset()
         self._patience = patience
         self._reader = _Reader(path)
         self._lock = Lock()

@@ -87,39 +87,45 @@ def offers(kind: str, settings: Settings, incomplete: str) -> Items:
 
 def _vdis(settings: Settings, incomplete: str) -> Items:
     """Return the VDIs by name, and by id once a digit is typed."""
-    records = settings.names.vdis()
-    by_id = _ids(records, incomplete) if incomplete.isdecimal() else []
-    return by_id + [Offer(record.name, "vdi", _about, record) for record in records]
+    names = settings.names
+    records = names.vdis()
+    by_id = _ids(names, records, incomplete) if incomplete.isdecimal() else []
+    about = partial(_about, names)
+    return by_id + [Offer(record.name, "vdi", about, record) for record in records]
 
 
 def _deleted_vdis(settings: Settings, incomplete: str) -> Items:
     """Return the VDIs that may be restored, the last deleted first; twins by their id."""
-    records = sorted(settings.names.vdis(DELETED), key=lambda record: -record.deleted_ns)
+    names = settings.names
+    records = sorted(names.vdis(DELETED), key=lambda record: -record.deleted_ns)
     count = Counter(record.name for record in records)
     twins = [record for record in records if count[record.name] > 1]
     named = [record for record in records if count[record.name] == 1]
     items = [Offer(record.name, "vdi", _about_deleted, record) for record in named]
-    by_id = _ids(records, incomplete) if incomplete.isdecimal() else _ids(twins, "")
+    typed_id = incomplete.isdecimal()
+    by_id = _ids(names, records, incomplete) if typed_id else _ids(names, twins, "")
     return items + by_id
 
 
-def _ids(records: Iterable[VdiRecord], beginning: str) -> Items:
+def _ids(names: Names, records: Iterable[VdiRecord], beginning: str) -> Items:
     """Return the VDIs whose ids begin so."""
     return [
-        Offer(str(record.id), "vdi", _about_id, record)
+        Offer(str(record.id), "vdi", partial(_about_id, names), record)
         for record in records
         if str(record.id).startswith(beginning)
     ]
 
 
-def _about(record: VdiRecord) -> str:
+def _about(names: Names, record: VdiRecord) -> str:
     snapshots = f", {counted(record.snapshots, 'snapshot')}" if record.snapshots else ""
-    return human_size(record.size) + snapshots
+    opened = ", open" if record.id in names.opened else ""
+    return f"{human_size(record.size)}{snapshots}{opened}"
 
 
-def _about_id(record: VdiRecord) -> str:
-    about = _about_deleted if record.state == DELETED else _about
-    return f"{record.name}, {about(record)}"
+def _about_id(names: Names, record: VdiRecord) -> str:
+    deleted = record.state == DELETED
+    about = _about_deleted(record) if deleted else _about(names, record)
+    return f"{record.name}, {about}"
 
 
 def _about_deleted(record: VdiRecord) -> str:
@@ -144,14 +150,14 @@ def _snapshots(settings: Settings, incomplete: str) -> Items:
     if "." in incomplete and incomplete.partition(".")[0].isdecimal():
         return _by_id(names)
     owners = [
-        Offer(f"{record.name}@", "snapshot", _about, record, more=True)
+        Offer(f"{record.name}@", "snapshot", partial(_about, names), record, more=True)
         for record in names.vdis()
         if record.snapshots
     ]
     if not incomplete.isdecimal():
         return (_of(names, selected, "") if selected else []) + owners
     by_id = [
-        Offer(f"{r.id}@", "snapshot", _about_id, r, more=True)
+        Offer(f"{r.id}@", "snapshot", partial(_about_id, names), r, more=True)
         for r in names.vdis()
         if r.snapshots and str(r.id).startswith(incomplete)
     ]

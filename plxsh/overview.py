@@ -6,7 +6,6 @@ a tap that does not answer.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -18,11 +17,11 @@ from core.blockstore import Blockstore
 from core.device import lock_holder
 from core.errors import Corrupt, NotAStore, NotFound, ParallaxError, ReadOnly
 from core.format import BLOCK, BLOCK_SHIFT, BitmapBlock
+from plxsh.exports import exports_of
 from plxsh.names import Names
 
 _EVERY: Final = 2.0
 _REST: Final = 10
-_TAP_TIMEOUT: Final = 0.5
 _NAMES_TIMEOUT: Final = 5.0
 
 
@@ -36,7 +35,6 @@ class Overview:
         vdis: how many VDIs there are.
         holder: the process that has the store open for writing, None for nobody.
         exports: how many VDIs and snapshots are open through the tap; None without a tap.
-        clients: how many connections have them open; None without a tap.
         trouble: why the store cannot be read, in a few words; then the rest says nothing.
     """
 
@@ -45,7 +43,6 @@ class Overview:
     vdis: int = 0
     holder: str | None = None
     exports: int | None = None
-    clients: int | None = None
     trouble: str = ""
 
 
@@ -63,14 +60,14 @@ def overview(names: Names, socket: str) -> Overview:
             total = (sb.extents - 1) * sb.extent_blocks
     except ParallaxError as error:
         return Overview(trouble=_in_few_words(error))
-    exports, clients = _open_exports(names.path, socket)
+    exports = exports_of(names.path, socket)
+    names.opened = frozenset(export.vdi for export in exports or ())
     return Overview(
         used << BLOCK_SHIFT,
         total << BLOCK_SHIFT,
         len(names.whole(_NAMES_TIMEOUT).live),
         lock_holder(names.path),
-        exports,
-        clients,
+        None if exports is None else len(exports),
     )
 
 
@@ -103,21 +100,6 @@ def _in_few_words(error: ParallaxError) -> str:
     if isinstance(error, ReadOnly):
         return "may not be read"
     return "damaged" if isinstance(error, Corrupt) else "cannot be read"
-
-
-def _open_exports(path: str, socket: str) -> tuple[int | None, int | None]:
-    """Return how many exports and clients the tap has, None twice if none serves this store."""
-    if not os.path.exists(f"{socket}.status"):  # then not even the import is needed
-        return None, None
-    from core.tap.status import query_status
-
-    try:
-        told = query_status(socket, _TAP_TIMEOUT)
-    except ParallaxError:
-        return None, None
-    if os.path.realpath(told["store"]) != os.path.realpath(path):
-        return None, None
-    return len(told["exports"]), told["totals"]["connections"]
 
 
 class Overviews:

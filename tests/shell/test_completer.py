@@ -126,6 +126,13 @@ def test_vdis_with_size_and_snapshots(settings: Settings) -> None:
     }
 
 
+def test_vdis_that_are_open(settings: Settings) -> None:
+    settings.names.opened = frozenset({1})
+    found = about(settings, "vdi show", "")
+    assert found["web"] == "64 KiB, open"
+    assert "open" not in found["base"]
+
+
 @pytest.mark.parametrize(
     ("fragment", "expected"),
     [("BA", "base"), ("mnv", "My new VDI"), ("new", "My new VDI"), ("本", "日本語")],

@@ -57,9 +57,13 @@ def tap() -> Iterator[tuple[str, list[bytes]]]:
     shutil.rmtree(folder)
 
 
-def document(store: str, exports: int, connections: int) -> bytes:
-    told = {"store": store, "exports": [{}] * exports, "totals": {"connections": connections}}
-    return json.dumps(told).encode()
+def document(store: str, *exports: int) -> bytes:
+    """What a tap tells that has these VDIs open."""
+    told = [
+        {"id": number, "name": f"{number}", "snapshot": None, "read_only": False, "connections": []}
+        for number in exports
+    ]
+    return json.dumps({"store": store, "exports": told}).encode()
 
 
 def test_space_and_vdis(path: str) -> None:
@@ -67,7 +71,7 @@ def test_space_and_vdis(path: str) -> None:
     assert found.total == 5 << 20
     assert 8192 < found.used < 1 << 20
     assert (found.vdis, found.holder, found.trouble) == (4, None, "")
-    assert found.exports is found.clients is None
+    assert found.exports is None
 
 
 def test_all_vdis_are_counted_however_many(tmp_path: Path) -> None:
@@ -87,10 +91,11 @@ def test_who_writes(path: str) -> None:
 def test_what_is_open(path: str, tap: tuple[str, list[bytes]]) -> None:
     where, answers = tap
     names = Names(path, 60)
-    answers.append(document(path, 2, 3))
+    answers.append(document(path, 0, 2))
     found = overview(names, where)
-    assert (found.exports, found.clients) == (2, 3)
-    answers.append(document("/another/store", 2, 3))
+    assert found.exports == 2
+    assert names.opened == {0, 2}
+    answers.append(document("/another/store", 0, 2))
     assert overview(names, where).exports is None
     answers.append(b"nonsense")
     assert overview(names, where).exports is None

@@ -259,7 +259,7 @@ def shown(shell: Interpreter, overview: Overview | None) -> str:
 
 def test_the_toolbar(shell: Interpreter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    seen = Overview(3 << 20, 80 << 20, 4, "plxsh (process 7)", 2, 3)
+    seen = Overview(3 << 20, 80 << 20, 4, "plxsh (process 7)", 2)
     line = shown(shell, seen)
     for part in (
         "blockstore.dat",
@@ -281,6 +281,6 @@ def test_the_toolbar(shell: Interpreter, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("width", [10, 20, 40, 60, 80, 120])
 def test_the_toolbar_fits(shell: Interpreter, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    line = shown(shell, Overview(3 << 20, 80 << 20, 4, "plxsh (process 7)", 2, 3))
+    line = shown(shell, Overview(3 << 20, 80 << 20, 4, "plxsh (process 7)", 2))
     assert len(line) <= width
     assert line.startswith(" blockstore.dat"[: width - 1])

@@ -123,7 +123,6 @@ def test_files_where_a_path_belongs(shell: Shell) -> None:
 def test_tab_does_not_choose_between_two(shell: Shell) -> None:
     shell.run("vdi create Mylene --size 1M")
     offered(shell, "vdi show My", "My new VDI", "Mylene")
-    assert shell.line == "plxsh> vdi show My"
 
 
 def test_tab_and_enter_at_once(shell: Shell) -> None:
@@ -160,8 +159,8 @@ def test_among_ten_thousand(open_shell: OpenShell, tmp_path: Path) -> None:
     store_of_clones(path, 10_000)
     shell = open_shell("-s", str(path))
     shell.type("vdi show 77")
-    shell.wait_for(lambda: "77" in "".join(shell.screen[shell.cursor.row + 1 : -1]))
-    shell.send("77")
-    shell.wait_for(lambda: menu_row(shell, "7777"))
+    shell.wait_for(lambda: menu_row(shell, "77"))
+    shell.send("7")
+    shell.wait_for(lambda: menu_row(shell, "7770"))
     shell.key("c-u")
     completed(shell, "vdi show e-7777", "vdi show clone-7777")

@@ -204,7 +204,10 @@ def test_a_pager_and_back(bash: Terminal, tmp_path: Path) -> None:
     bash.key("pagedown")
     bash.wait_for("line 40")
     bash.resize(80, 10)
-    bash.wait_for(lambda: bash.alternate and len(bash.screen) == 10 and bash.find("line"))
+    bash.settle()
+    assert bash.alternate
+    assert len(bash.screen) == 10
+    assert bash.find("line")
     bash.send("q")
     bash.wait_for("before")
     assert not bash.alternate
