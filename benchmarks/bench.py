@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+import completion
 import datapath
 import fill
 import machine
@@ -38,6 +39,7 @@ PARTS: Final[dict[str, Callable[[Workspace], list[Figure]]]] = {
     "clones": metadata.clones,
     "start-up": metadata.start_up,
     "prompt": prompt.prompt,
+    "completion": completion.keys,
 }
 _UNITS: Final = {"M": 1 << 20, "G": 1 << 30}
 _NEEDED: Final = 6

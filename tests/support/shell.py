@@ -86,13 +86,13 @@ class Shell(Terminal):
     def type(self, text: str) -> None:
         """Type, and wait until it is there."""
         self.send(text)
-        self.wait_for(lambda: text.rstrip()[-10:] in self.line)
+        self.wait_for(lambda: self._shows(text))
 
     def start(self, line: str) -> None:
         """Type a line and Enter, and leave it to the caller what to wait for."""
         self.prompt()
         self.send(line)
-        self.wait_for(lambda: self.cursor_shown and not self._bare)
+        self.wait_for(lambda: self._shows(line) and not self._bare)
         self.key("enter")
 
     def run(self, line: str) -> list[str]:
@@ -115,6 +115,14 @@ class Shell(Terminal):
         self.prompt()
         self.key("c-l")
         self.wait_for(lambda: self.at_prompt and self.cursor.row == 0)
+
+    def _shows(self, text: str) -> bool:
+        """Whether the end of what was typed stands before the cursor, which is not hidden."""
+        end = re.split(r"[\x00-\x1f]", text)[-1].rstrip()[-10:]
+        with self._changed:
+            row = self.cursor.row
+            shown = "".join(self.screen[max(0, row - 1) : row + 1])
+            return self.cursor_shown and end in shown
 
     @property
     def _rows_so_far(self) -> int:
