@@ -40,7 +40,7 @@ def keys(place: Workspace) -> list[Figure]:
     }
     typed = in_turns(contestants, place.runs, _BATCH)
     read: dict[str, Measure] = {
-        f"{OURS}, first time": lambda _: _held_up(Names(str(many), _PATIENCE)),
+        OURS: lambda _: _held_up(Names(str(many), _PATIENCE)),
         "nothing is read": lambda _: _held_up(None),
         NOTICED: lambda _: 50.0,
     }
