@@ -6,10 +6,15 @@ from pathlib import Path
 
 import pytest
 from shell.conftest import Plx
+from shell.test_main import commands
 
 from core import mkfs
 from core.device import FileDevice
+from plxsh.cli import cli
+from plxsh.context import Settings
 from plxsh.dry_run import Overlay
+from plxsh.grammar import read
+from plxsh.groups import Command
 
 CHANGES = [
     ("vdi create new --size 1M", "would create VDI 2 'new' of 1 MiB"),
@@ -32,6 +37,43 @@ CHANGES = [
     ("store create new.dat --extent-size 1M", "would format new.dat: 6 extents of 1 MiB"),
     ("tap serve --unix nbd.sock", "would serve "),
 ]
+
+
+LOOKS = {
+    "store info",
+    "vdi list",
+    "vdi show",
+    "vdi validate",
+    "snap list",
+    "snap diff",
+    "tree",
+    "tap list",
+    "tap serve",  # what clients write is theirs; its dry run is tested all the same
+    "disk xen",
+    "disk qemu",
+    "disk libvirt",
+    "use",
+    "watch",
+    "help",
+    "exit",
+    "completion bash",
+    "completion zsh",
+    "completion fish",
+}
+"""Commands that change neither store nor file; a new command has to be put here or above."""
+
+
+def test_no_command_that_changes_something_is_without_a_dry_run() -> None:
+    effects = {}
+    for words in commands(cli):
+        command = read(cli, words, Settings()).roles[-1].command
+        assert isinstance(command, Command)
+        effects[" ".join(words)] = command.effect
+    tried = {name for name in effects for line, _ in CHANGES if f"{line} ".startswith(f"{name} ")}
+    elsewhere = {"store check", "source"}  # tests of repairs; what a script runs
+    changing = {name for name, effect in effects.items() if effect != "looks"}
+    assert changing <= tried | elsewhere
+    assert effects.keys() - changing == LOOKS
 
 
 def prepare(plx: Plx, command: str) -> None:
