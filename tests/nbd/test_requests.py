@@ -303,10 +303,12 @@ def test_a_client_that_reads_late_gets_everything(connect: Connect) -> None:
 
 def test_replies_that_come_while_others_are_being_sent_keep_out_of_them(connect: Connect) -> None:
     client = connect("golden")
-    sent = {}
+    sent, requests = {}, []
     for _ in range(60):
-        sent[client.send(p.CMD_FLUSH)] = 0
-        sent[client.send(p.CMD_READ, 0, MIB)] = MIB
+        for kind, length in ((p.CMD_FLUSH, 0), (p.CMD_READ, MIB)):
+            requests.append(client.request(kind, 0, length))
+            sent[client.cookie] = length
+    client.sock.sendall(b"".join(requests))
     for _ in range(len(sent)):
         magic, error, cookie = struct.unpack(">IIQ", client.receive(16))
         assert (magic, error) == (p.SIMPLE_MAGIC, 0)

@@ -237,10 +237,25 @@ class RawClient:
         magic: int = p.REQUEST_MAGIC,
     ) -> int:
         """Send one request; return its cookie."""
+        self.sock.sendall(self.request(kind, offset, length, flags, data, magic))
+        return self.cookie
+
+    def request(
+        self,
+        kind: int,
+        offset: int = 0,
+        length: int = 0,
+        flags: int = 0,
+        data: bytes = b"",
+        magic: int = p.REQUEST_MAGIC,
+    ) -> bytes:
+        """One request, with the next cookie, for who sends several in one go.
+
+        A server that nobody reads from stops reading, and a socket takes few small pieces.
+        """
         self.cookie += 1
         head = struct.pack(">IHHQQI", magic, flags, kind, self.cookie, offset, length or len(data))
-        self.sock.sendall(head + data)
-        return self.cookie
+        return head + data
 
     def reply(self, length: int = 0) -> Chunk:
         """The next reply; `length` is what follows a simple one that succeeded."""

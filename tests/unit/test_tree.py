@@ -125,7 +125,7 @@ def invented(count: int) -> Tree:
 
 
 def text_lines(tree: Tree, width: int = 80, unicode: bool = True) -> list[str]:
-    return plain(text_drawing(tree, NOW, width, unicode).lines)
+    return plain(text_drawing(tree, time.time_ns(), width, unicode).lines)
 
 
 def parsed(tree: Tree) -> pydot.Dot:
