@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+import collection
 import completion
 import datapath
 import fill
@@ -37,6 +38,7 @@ PARTS: Final[dict[str, Callable[[Workspace], list[Figure]]]] = {
     "fill": fill.images,
     "snapshots": metadata.snapshots,
     "clones": metadata.clones,
+    "gc": collection.marking,
     "start-up": metadata.start_up,
     "prompt": prompt.prompt,
     "completion": completion.keys,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Final
@@ -14,6 +15,7 @@ from workspace import DISK, Workspace, settled
 
 QEMU_RAW: Final = "qemu-nbd raw"
 QEMU_QCOW2: Final = "qemu-nbd qcow2"
+QEMU_DIRECT: Final = "qemu-nbd raw, cache none"
 QEMU_OVERLAY: Final = "qemu-nbd fresh overlay"
 NBDKIT: Final = "nbdkit file"
 
@@ -53,14 +55,37 @@ def existing_data(place: Workspace) -> list[Figure]:
         for server, export in servers.values():
             whole = Load(_WARM.pattern, _WARM.block, _WARM.depth, place.size)
             fio.run(server.uri(export), whole, 0, 0)
-        figures = []
-        for name, (load, goals) in loads.items():
-            contestants = {
-                who: partial(_measure, place, load, server, export)
-                for who, (server, export) in servers.items()
-            }
-            figures.append(Figure(name, _unit(load), in_turns(contestants, place.runs), goals))
-        return figures
+        figures = [
+            _figure(place, name, load, servers, goals) for name, (load, goals) in loads.items()
+        ]
+    return figures + _uncached(place, {name: load for name, (load, _) in loads.items()})
+
+
+def _uncached(place: Workspace, loads: Mapping[str, Load]) -> list[Figure]:
+    """The same past the page cache, where the disk is what counts."""
+    with (
+        peers.tap(place.store, "none") as ours,
+        peers.qemu_nbd(place.raw, "raw", "none") as theirs,
+    ):
+        servers = {OURS: (ours, DISK), QEMU_DIRECT: (theirs, "")}
+        return [
+            _figure(place, f"{name}, cache none", load, servers, {}) for name, load in loads.items()
+        ]
+
+
+def _figure(
+    place: Workspace,
+    name: str,
+    load: Load,
+    servers: Mapping[str, tuple[peers.Server, str]],
+    goals: Mapping[str, Goal],
+) -> Figure:
+    """Put one load on all servers, in turns."""
+    contestants = {
+        who: partial(_measure, place, load, server, export)
+        for who, (server, export) in servers.items()
+    }
+    return Figure(name, _unit(load), in_turns(contestants, place.runs), goals)
 
 
 def _measure(place: Workspace, load: Load, server: peers.Server, export: str, run: int) -> float:

@@ -34,20 +34,21 @@ class Server:
 
 
 @contextmanager
-def tap(store: Path) -> Iterator[Server]:
-    """Serve the VDIs of a store with this project."""
+def tap(store: Path, cache: str = "host") -> Iterator[Server]:
+    """Serve the VDIs of a store with this project; `cache` is host or none."""
     with _socket("tap") as path:
-        command = [*PLXSH, "-s", str(store), "tap", "serve", "--unix", str(path)]
+        command = [*PLXSH, "-s", str(store), "--cache", cache]
+        command += ["tap", "serve", "--unix", str(path)]
         with _serving(command, path, store) as server:
             yield server
 
 
 @contextmanager
-def qemu_nbd(image: Path, image_format: str) -> Iterator[Server]:
+def qemu_nbd(image: Path, image_format: str, cache: str = "writeback") -> Iterator[Server]:
     """Serve one image with qemu-nbd; aio is left at its default, threads."""
     with _socket("qemu") as path:
         command = ["qemu-nbd", "-f", image_format, "-k", str(path), "-t", "-e", "16"]
-        command += ["--cache=writeback", str(image)]
+        command += [f"--cache={cache}", str(image)]
         with _serving(command, path, image) as server:
             yield server
 

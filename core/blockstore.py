@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 from weakref import WeakSet
 
-from core.device import BlockDevice, Buffer, FileDevice, Lock
+from core.device import BlockDevice, Buffer, Cache, Lock
+from core.direct import open_device
 from core.errors import BadRequest, Corrupt, IoFailed, NotAStore, NotFound, ParallaxError, ReadOnly
 from core.format import (
     BLOCK,
@@ -30,10 +31,10 @@ from core.format import (
     check_geometry,
     node_check,
 )
-from core.lock_master import LockMaster
 
 if TYPE_CHECKING:
     from core.extent import Allocator
+    from core.lock_master import LockMaster
 
 Mode = Literal["read", "shared", "write"]
 """How a store is opened: beside a writer, keeping writers out, or as the writer."""
@@ -111,14 +112,12 @@ class Blockstore:
         self,
         device: BlockDevice,
         locks: LockMaster | None = None,
-        cache: int = DEFAULT_CACHE,
     ) -> None:
         """Read the superblock of `device` and check that this version can use it.
 
         Args:
             device: an open device; it is closed when this fails.
             locks: grants extents; needed to write.
-            cache: bytes of memory for radix nodes.
 
         Raises:
             NotAStore: there is no store, or a newer kind of store.
@@ -127,7 +126,7 @@ class Blockstore:
         """
         self.device = device
         self.warnings: list[str] = []
-        self.nodes = NodeCache(cache)
+        self.nodes = NodeCache()
         self.session = uuid.uuid4().bytes
         self.failed: ParallaxError | None = None
         self._queue: dict[int, Buffer] = {}
@@ -149,17 +148,21 @@ class Blockstore:
         path: str,
         mode: Mode = "read",
         locks: LockMaster | None = None,
-        cache: int = DEFAULT_CACHE,
+        cache: Cache = "host",
     ) -> Blockstore:
-        """Open the store in a file or device; see `Mode` and the constructor."""
+        """Open the store in a file or device; see `Mode`, `Cache` and the constructor."""
         try:
-            device = FileDevice(path, mode == "write", _LOCKS[mode])
+            device = open_device(path, mode == "write", _LOCKS[mode], cache)
         except NotFound as error:
             raise NotFound(
                 f"there is no blockstore at {path}",
                 f"make one with 'plxsh store create {path}', or name another with --store",
             ) from error
-        return cls(device, locks or LockMaster(), cache)
+        if locks is None and device.writable:
+            from core.lock_master import LockMaster  # only who writes pays for it
+
+            locks = LockMaster()
+        return cls(device, locks)
 
     def _read_superblock(self) -> Superblock:
         """Return the newest valid superblock, from block 0 or from its copy."""

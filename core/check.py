@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from core import snaplog
 from core.blockstore import Blockstore, Mode
+from core.device import Cache
 from core.errors import Corrupt, IoFailed
 from core.extent import read_bitmap, read_header
 from core.format import (
@@ -113,19 +114,22 @@ class Total(NamedTuple):
     end: int
 
 
-def check(path: str, mode: Mode = "shared", progress: Progress = silent) -> Report:
+def check(
+    path: str, mode: Mode = "shared", progress: Progress = silent, cache: Cache = "host"
+) -> Report:
     """Check the store in a file or device.
 
     Args:
         path: the file or device.
         mode: "shared" keeps writers out while it runs.
         progress: told about blocks that are accounted for, of those that are allocated.
+        cache: whose memory stands before the device.
 
     Raises:
         NotFound, NotAStore, InUse: there is nothing to check, or someone is writing.
     """
     try:
-        store = Blockstore.open(path, mode)
+        store = Blockstore.open(path, mode, cache=cache)
     except IoFailed as error:
         block = error.block if isinstance(error, Corrupt) else None
         return Report([Finding("damage", block, error.message)])

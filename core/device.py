@@ -12,7 +12,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Literal, Protocol
 
 from core.errors import (
@@ -21,6 +21,7 @@ from core.errors import (
     IoFailed,
     NoSpace,
     NotFound,
+    NotSupported,
     ParallaxError,
     ReadOnly,
     WouldBlock,
@@ -28,19 +29,27 @@ from core.errors import (
 
 Buffer = bytes | bytearray | memoryview
 Lock = Literal["none", "shared", "exclusive"]
+Cache = Literal["host", "none"]
+"""Whose memory stands before a device: the page cache of this host, or nobody's."""
+Release = Callable[[], None]
+"""Lets go of what was fetched; for the thread that reads without waiting."""
 
 _IOV_MAX: Final = os.sysconf("SC_IOV_MAX")
 _PIECE: Final = 64 << 10
 """Bytes handed to the kernel at a time. The page cache keeps a file in units as large as the
 writes that made it, and a later write of 4 KiB pays for the whole unit: measured 1.5 us in
 units of 4 KiB, 3.6 us in 64 KiB, 50 us in 4 MiB (`benchmarks/folio.py`)."""
+_SCRATCH: Final = 256 << 10
 _KEEP_SIZE: Final = 1
 _PUNCH_HOLE: Final = 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class BlockDevice(Protocol):
-    """What the engine needs of its storage. Offsets and lengths are bytes."""
+    """What the engine needs of its storage. Offsets and lengths are bytes.
+
+    Any bytes may be read; what is written is whole blocks of 4 KiB, always.
+    """
 
     size: int
     writable: bool
@@ -52,11 +61,18 @@ class BlockDevice(Protocol):
     def preadv(self, offset: int, buffers: Sequence[Buffer], wait: bool = True) -> None:
         """Fill the buffers; with `wait` false raise WouldBlock instead of waiting."""
 
+    def fetch(self, offset: int, length: int) -> Release:
+        """Bring bytes near, on any thread: until released, `preadv` need not wait for them."""
+
     def pwritev(self, offset: int, buffers: Sequence[Buffer]) -> None:
         """Write all buffers, one behind the other."""
 
     def discard(self, offset: int, length: int) -> None:
-        """Give the range back to the system; it reads as zeros afterwards."""
+        """Give the range back to the system; it reads as zeros afterwards.
+
+        Raises:
+            NotSupported: there is no way to do that.
+        """
 
     def flush(self) -> None:
         """Make all that was written before durable."""
@@ -87,6 +103,11 @@ def io_error(error: OSError, what: str) -> ParallaxError:
     return IoFailed(f"{what}: {reason}", "look at the system log")
 
 
+def is_storage(mode: int) -> bool:
+    """Say whether a file of this mode is one that a device can be: regular, or a disk."""
+    return stat.S_ISREG(mode) or stat.S_ISBLK(mode)
+
+
 class FileDevice:
     """A regular file or a block device, read and written through the page cache.
 
@@ -107,13 +128,14 @@ class FileDevice:
         self.writable = writable
         flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
         try:
-            self._fd = os.open(path, flags)
+            self._fd = self._open(path, flags)
         except OSError as error:
             raise io_error(error, f"cannot open {path}") from error
         self._nowait = os.RWF_NOWAIT
+        self._scratch = memoryview(bytearray(_SCRATCH))
         try:
             mode = os.fstat(self._fd).st_mode
-            if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            if not is_storage(mode):
                 raise BadRequest(f"{path} is no file and no block device", "name one that is")
             if lock != "none":
                 self._lock(lock)
@@ -121,6 +143,10 @@ class FileDevice:
         except BaseException:
             os.close(self._fd)
             raise
+
+    def _open(self, path: str, flags: int) -> int:
+        """Return a descriptor of the file."""
+        return os.open(path, flags)
 
     def _lock(self, lock: Lock) -> None:
         kind = fcntl.LOCK_EX if lock == "exclusive" else fcntl.LOCK_SH
@@ -150,7 +176,7 @@ class FileDevice:
         try:
             got = os.preadv(self._fd, some, offset, 0 if wait else self._nowait)
         except BlockingIOError:
-            raise WouldBlock(offset, wanted) from None
+            raise WouldBlock((offset, wanted)) from None
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP and not wait and self._nowait:
                 self._nowait = 0  # a file system without it, such as tmpfs: it is in memory
@@ -161,8 +187,21 @@ class FileDevice:
         if got == 0:
             raise IoFailed(f"{self.name} ends at byte {offset}", "the store is truncated")
         if not wait:
-            raise WouldBlock(offset + got, wanted - got)
+            raise WouldBlock((offset + got, wanted - got))
         return self.preadv(offset + got, _without(buffers, got))
+
+    def fetch(self, offset: int, length: int) -> Release:
+        """Read a range into the page cache, which keeps it as long as it likes.
+
+        All threads throw the bytes away in the same place: nobody looks at them.
+
+        Raises:
+            IoFailed: as `preadv`.
+        """
+        end = offset + length
+        for at in range(offset, end, _SCRATCH):
+            self.preadv(at, [self._scratch[: min(_SCRATCH, end - at)]])
+        return _nothing
 
     def pwritev(self, offset: int, buffers: Sequence[Buffer]) -> None:
         """Write all of `buffers` at byte `offset`, however the system splits it.
@@ -193,10 +232,16 @@ class FileDevice:
                 buffers = _without(buffers, done)
 
     def discard(self, offset: int, length: int) -> None:
-        """Punch a hole; the bytes read as zeros afterwards."""
+        """Punch a hole; the bytes read as zeros afterwards.
+
+        Raises:
+            NotSupported: the file system or the device has no holes.
+        """
         punch = _PUNCH_HOLE | _KEEP_SIZE
         if _libc.fallocate(self._fd, punch, ctypes.c_int64(offset), ctypes.c_int64(length)):
             error = OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+            if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
+                raise NotSupported(f"space of {self.name} cannot be given back: {error.strerror}")
             raise io_error(error, f"cannot discard {length} bytes of {self.name} at {offset}")
 
     def flush(self) -> None:
@@ -233,6 +278,10 @@ class FileDevice:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _nothing() -> None:
+    """Let go of nothing."""
 
 
 def _pieces(buffers: Sequence[Buffer]) -> Iterator[list[Buffer]]:

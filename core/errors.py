@@ -98,6 +98,12 @@ class Corrupt(IoFailed):
         self.block = block
 
 
+class NotSupported(IoFailed):
+    """The device or the file system has no such operation; nothing was done."""
+
+    code = "not_supported"
+
+
 class NoSpace(ParallaxError):
     """The store, or the file system under it, is full."""
 
@@ -115,12 +121,13 @@ class Interrupted(ParallaxError):
 class WouldBlock(Exception):
     """A read that was asked not to wait found that the bytes are not in memory.
 
-    Not an error: whoever asked reads `length` bytes at byte `offset` of the device on a
-    thread, which brings them into memory, and asks again.
+    Not an error: whoever asked has the device fetch the bytes on a thread, and asks again.
+
+    Args:
+        ranges: (byte offset, length) of each range that is missing.
     """
 
-    def __init__(self, offset: int, length: int) -> None:
-        """Remember which bytes of the device to bring into memory."""
-        super().__init__(offset, length)
-        self.offset = offset
-        self.length = length
+    def __init__(self, *ranges: tuple[int, int]) -> None:
+        """Remember which bytes of the device to fetch."""
+        super().__init__(*ranges)
+        self.ranges = ranges

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -35,6 +35,7 @@ from core.lock_master import Grant, LockMaster
 Run = tuple[int, int]
 """A run of blocks: the first one, and how many."""
 
+_TAKEN: Final = np.uint8(1)  # a plain 1 would make eight bytes of each bit
 SLOP_SHARE: Final = 64
 SLOP_MAX: Final = 4096
 _FULL_HINT: Final = "delete VDIs or snapshots, trim, or add extents with 'plxsh store grow'"
@@ -60,7 +61,7 @@ class Extent:
     def _rescan(self) -> None:
         """Rebuild the free runs from the bitmap, picking up what was freed since."""
         taken = np.unpackbits(self._bits, count=self._blocks, bitorder="little")
-        edges = np.flatnonzero(np.diff(taken, prepend=1, append=1)).reshape(-1, 2)
+        edges = np.flatnonzero(np.diff(taken, prepend=_TAKEN, append=_TAKEN)).reshape(-1, 2)
         self._runs = deque((edges + self._first).tolist())
 
     def take_low(self, count: int) -> Run:
@@ -118,19 +119,23 @@ class Extent:
         self.free += blocks.size
         self._changed.update(np.unique(at // BITMAP_BITS).tolist())
 
-    def sweep(self, marked: NDArray[np.bool_]) -> int:
-        """Clear the bits of all blocks that are not marked; return how many there were.
+    @property
+    def bits(self) -> NDArray[np.uint8]:
+        """A copy of the bitmap: bit *i* of byte *j* is block 8 *j* + *i* of the extent."""
+        return self._bits[: self._blocks >> 3].copy()
+
+    def sweep(self, loose: NDArray[np.uint8]) -> int:
+        """Clear the bits of blocks that nothing needs; return how many were set.
 
         Args:
-            marked: one flag per block of the extent.
+            loose: the blocks, as `bits`.
         """
-        keep = np.packbits(marked, bitorder="little")
-        bits = self._bits[: keep.size]
-        free = int(np.bitwise_count(bits & ~keep).sum())
-        if free:
-            bits &= keep
-            self.free += free
-            self._changed.update(range(len(self._sequences)))
+        bits = self._bits[: loose.size]
+        cleared = bits & loose
+        free = int(np.bitwise_count(cleared).sum())
+        bits ^= cleared
+        self.free += free
+        self._changed.update(np.unique(np.flatnonzero(cleared) // BITMAP_BYTES).tolist())
         return free
 
     @property
@@ -233,6 +238,9 @@ class Allocator:
         sb: the geometry.
         locks: grants the extents.
         session: UUID of this session, left in the headers of claimed extents.
+
+    Attributes:
+        taken: blocks handed out so far; never goes down.
     """
 
     def __init__(
@@ -249,6 +257,7 @@ class Allocator:
         self._headers: list[ExtentHeader] = []
         self._free = 0
         self._reserved = 0
+        self.taken = 0
         payload = (sb.extents - 1) * (sb.extent_blocks - sb.overhead)
         self._slop = min(payload // SLOP_SHARE, SLOP_MAX)
 
@@ -303,6 +312,7 @@ class Allocator:
         """Turn `count` reserved blocks into runs for metadata."""
         self._reserved -= count
         self._free -= count
+        self.taken += count
         runs = []
         for extent in self._extents.values():
             while count and extent.free:
@@ -321,6 +331,7 @@ class Allocator:
         if not self._available(count, False):
             raise NoSpace("the blockstore is full", _FULL_HINT)
         self._free -= count
+        self.taken += count
         runs = []
         for extent in self._extents.values():
             while count and extent.free:
@@ -347,23 +358,46 @@ class Allocator:
                 extent.clear(mine)
                 self._free += mine.size
 
-    def sweep(self, marked: NDArray[np.bool_]) -> int:
-        """Free every block that is not marked, in all extents this session can claim.
+    def allocated(self, number: int) -> NDArray[np.uint8]:
+        """Return which blocks of an extent are allocated for data, nodes and log blocks.
+
+        An extent that is not claimed yet stays so: who only looks leaves no trace.
+
+        Returns:
+            Bit *i* of byte *j* is block 8 *j* + *i* of the extent.
+
+        Raises:
+            Corrupt: its bitmap cannot be read.
+        """
+        extent = self._extents.get(number)
+        if extent:
+            bits = extent.bits
+        else:
+            parts = read_bitmap(self._device, self._sb, number)
+            joined = np.frombuffer(b"".join(part.bits for part in parts), np.uint8)
+            bits = joined[: self._sb.extent_blocks >> 3].copy()
+        whole, rest = divmod(self._sb.overhead, 8)
+        bits[:whole] = 0
+        bits[whole] &= 0xFF << rest & 0xFF
+        return bits
+
+    def sweep(self, garbage: NDArray[np.uint8]) -> int:
+        """Free blocks that nothing needs, in all extents this session can claim.
 
         Args:
-            marked: one flag per block of the store; changed here.
+            garbage: bit *i* of byte *j* says whether it is block 8 *j* + *i* of the store.
 
         Returns:
             How many blocks were freed.
         """
         freed = 0
         for number in range(1, self._sb.extents):
-            extent = self._extents.get(number) or self._claim(number)
-            if extent:
-                start = self._sb.extent_start(number)
-                mine = marked[start : start + self._sb.extent_blocks]
-                mine[: self._sb.overhead] = True
-                freed += extent.sweep(mine)
+            start, end = self._sb.extent_start(number), self._sb.extent_start(number + 1)
+            loose = garbage[start >> 3 : end >> 3]
+            if loose.any():
+                extent = self._extents.get(number) or self._claim(number)
+                if extent:
+                    freed += extent.sweep(loose)
         self._free += freed
         return freed
 
@@ -390,6 +424,11 @@ class Allocator:
         """Note that everything `changes` returned so far is durable."""
         for extent in self._extents.values():
             extent.settled()
+
+    @property
+    def claimed(self) -> Collection[int]:
+        """The numbers of the extents claimed so far."""
+        return self._extents.keys()
 
     @property
     def free(self) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from core.blockstore import Blockstore
-from core.errors import BadRequest
+from core.errors import BadRequest, WouldBlock
 from core.format import BLOCK, BLOCK_SHIFT, ZERO_BLOCK, blocks_for
 from core.radix import RadixMap, Run
 
@@ -70,15 +70,21 @@ class Image:
                 buffer[:] = ZERO_BLOCK
             return
         self.check_range(offset, length)
+        missing: list[tuple[int, int]] = []
         for run in self._runs(offset, length, wait):
             low = max(run.first << BLOCK_SHIFT, offset)
             high = min((run.first + run.length) << BLOCK_SHIFT, offset + length)
             part = buffer[low - offset : high - offset]
             if run.block:
                 at = (run.block - run.first << BLOCK_SHIFT) + low
-                self._device.preadv(at, (part,), wait)
+                try:
+                    self._device.preadv(at, (part,), wait)
+                except WouldBlock as miss:
+                    missing += miss.ranges
             else:
                 part[:] = bytes(high - low)
+        if missing:
+            raise WouldBlock(*missing)
 
     def _runs(self, offset: int, length: int, wait: bool = True) -> list[Run]:
         """Return the runs of blocks that hold a byte range within the image."""

@@ -1,73 +1,415 @@
-"""Who may write what: exclusive locks by name, each grant with a fencing token.
+"""Who may write what: locks by name, each grant with a fencing token, under leases.
 
-Today there is one place the lock master runs: inside the one process that has the store
-open for writing. The kernel's lock on the store file keeps every other process out
-(`core.device`), so a grant cannot be lost here. The engine sees only `acquire`,
-`Grant.check` and `Grant.release`, takes locks when something is opened, never per
-request, and compares the token at each commit: what a lock master shared by several
-hosts needs is already asked for.
+A pure state machine: it is given messages and the time, and returns messages. It opens no
+socket, starts no thread and reads no clock, so the same class runs inside the one process
+that has a store open, inside the tap and as a service, and its tests in simulated time.
 
 Names: `vdi/3` to write a VDI, `extent/5` to allocate from an extent, `registry` to
 create VDIs.
+
+The process in which it runs takes locks without a message (`acquire`) and without a lease:
+both live and die together. The engine sees only that, `Grant.check` and `Grant.release`; it
+takes locks when something is opened, never per request. All others have a session with a
+lease. `docs/concurrency.md` says what holds and why.
 """
 
 from __future__ import annotations
 
-from core.errors import Fenced, InUse
+import math
+from dataclasses import dataclass, field, replace
+from functools import singledispatchmethod
+from typing import Final
+
+from core.errors import BadRequest, InUse, ParallaxError
+from core.lock_calls import Calls
+from core.lock_epoch import Epochs, VolatileEpochs
+from core.lock_messages import (
+    ORDERED,
+    Acknowledge,
+    Acquire,
+    Answer,
+    Break,
+    Broken,
+    Bye,
+    Call,
+    Event,
+    Granted,
+    Hello,
+    Holding,
+    Listing,
+    ListLocks,
+    LockReleased,
+    Reclaim,
+    Reclaimed,
+    Refused,
+    Release,
+    Released,
+    Renew,
+    Renewed,
+    Reply,
+    Request,
+    SessionDied,
+    Unknown,
+    Waiting,
+    Watch,
+    Watching,
+    Welcome,
+    Who,
+)
+from core.lock_table import Grant, LockTable, Waiter
+from core.lock_timing import Timing
+
+__all__ = ["HERE", "Grant", "LockMaster"]
+
+HERE: Final = 0
+"""The session of the process in which the master runs."""
+
+_EPOCH_SHIFT: Final = 32
+_MAX_TOKEN: Final = (1 << 63) - 1
 
 
-class Grant:
-    """The right to write what `name` stands for, under a token that never repeats."""
+@dataclass(slots=True)
+class _Session:
+    """What the master knows of a session; `lost` are broken grants it has not let go of."""
 
-    def __init__(self, master: LockMaster, name: str, token: int) -> None:
-        """Only a lock master makes these."""
-        self._master = master
-        self.name = name
-        self.token = token
-
-    def check(self) -> None:
-        """Make sure that the grant still holds; called right before each commit.
-
-        Raises:
-            Fenced: it was lost; nothing more may be written under it.
-        """
-        if self._master.holder(self.name) is not self:
-            raise Fenced(f"{self.name} is no longer held by this session", "open it again")
-
-    def release(self) -> None:
-        """Give the lock back; a second call does nothing."""
-        self._master.release(self)
+    who: Who
+    nonce: str
+    ends: float
+    followed: int = 0
+    watching: bool = False
+    lost: set[int] = field(default_factory=set)
 
 
 class LockMaster:
-    """Grants each name to one holder at a time."""
+    """Grants each name to one holder at a time, or to several who share it.
 
-    def __init__(self) -> None:
-        """Start with nothing granted."""
-        self._grants: dict[str, Grant] = {}
-        self._token = 0
+    Args:
+        timing: how long leases last.
+        epochs: where the epoch is kept; without it the master may grant only to those who
+            live and die with it.
+        now: seconds of a monotonic clock; every later time comes from the same one.
+
+    Raises:
+        IoFailed: the epoch could not be made durable.
+    """
+
+    def __init__(
+        self, timing: Timing | None = None, epochs: Epochs | None = None, now: float = 0.0
+    ) -> None:
+        """Start a new run, with nothing granted."""
+        self.timing = timing or Timing()
+        self._epochs = epochs or VolatileEpochs()
+        start = self._epochs.start(self.timing.give_away_after)
+        self.run = start.epoch
+        self._token = start.epoch << _EPOCH_SHIFT
+        self._next_session = self._token + 1
+        self._quiet_until = now + start.quiet
+        self._settled = start.quiet == 0
+        self._now = now
+        self._table = LockTable()
+        self._calls = Calls(self._token + 1)
+        here = Who(HERE, "this host", 0, "the lock master's own process")
+        self._sessions = {HERE: _Session(here, "", math.inf)}
+        self._out: list[Reply] = []
+
+    # -- for the process it runs in ------------------------------------------------------
 
     def acquire(self, name: str, floor: int = 0) -> Grant:
-        """Grant `name`, with a token higher than every one before and than `floor`.
+        """Grant `name` to this process, with a token higher than all before and than `floor`.
 
         Args:
             name: what to lock.
             floor: the highest token the store has on record for it.
 
         Raises:
-            InUse: it is granted already.
+            InUse: it is granted already, or others wait for it, or the master was started
+                a moment ago and does not know yet who holds what.
+            IoFailed: the epoch could not be made durable.
         """
-        if name in self._grants:
+        self._serve_released()
+        if self._table.held(name, HERE):
             raise InUse(f"{name} is already open for writing in this process")
-        self._token = max(self._token, floor) + 1
-        grant = self._grants[name] = Grant(self, name, self._token)
-        return grant
+        if self._now < self._quiet_until:
+            raise InUse(f"{name}: {self._quiet()}", "try again then")
+        if not self._table.is_free(name, shared=False) or self._table.is_awaited(name):
+            raise InUse(f"{name} is held by {self._holders(name) or 'one who waited for it'}")
+        return self._table.add(name, self._new_token(floor), HERE, shared=False)
 
     def holder(self, name: str) -> Grant | None:
-        """Return the grant that holds `name`, or None."""
-        return self._grants.get(name)
+        """Return the grant that holds `name` exclusively, or None."""
+        return self._table.exclusive.get(name)
 
-    def release(self, grant: Grant) -> None:
-        """Take a grant back if it still holds."""
-        if self._grants.get(grant.name) is grant:
-            del self._grants[grant.name]
+    def holdings(self) -> tuple[Holding, ...]:
+        """Return who holds what, by name."""
+        found = [self._holding(grant) for grant in self._table]
+        return tuple(sorted(found, key=lambda holding: (holding.name, holding.token)))
+
+    # -- for everyone else ---------------------------------------------------------------
+
+    def receive(self, now: float, request: Request) -> list[Reply]:
+        """Follow a request; return what to send, each to the session it names."""
+        self._pass_time(now)
+        if isinstance(request, Hello):
+            self._welcome(request)
+        elif (session := self._sessions.get(request.session)) is None:
+            self._out.append(Unknown(request.session, request.seq, self.run))
+        elif not isinstance(request, ORDERED):
+            self._follow(request)
+        elif request.seq > session.followed:
+            session.followed = request.seq
+            self._follow(request)
+        self._serve_released()
+        return self._take_out()
+
+    def tick(self, now: float) -> list[Reply]:
+        """Do what is due; call it at `next_due` at the latest. Return what to send."""
+        self._pass_time(now)
+        return self._take_out()
+
+    def next_due(self) -> float:
+        """Return when `tick` is to be called: soon enough to notice an own suspension."""
+        if self._out or self._table.released:
+            return self._now
+        times = [self._calls.next_deadline(), self._now + self.timing.renew_every / 2]
+        times += [session.ends for session in self._sessions.values()]
+        times += [waiter.deadline for waiter in self._table.waiters()]
+        times += [grant.revoked or 0.0 for grant in self._table.revoked()]
+        if not self._settled:
+            times.append(self._quiet_until)
+        return min(times)
+
+    # -- requests ------------------------------------------------------------------------
+
+    def _welcome(self, hello: Hello) -> None:
+        """Begin a session; a `Hello` that was repeated on its way does not renew it."""
+        for session in self._sessions.values():
+            if session.nonce == hello.nonce != "":
+                break
+        else:
+            who = Who(self._next_session, hello.host, hello.pid, hello.purpose)
+            self._next_session += 1
+            session = self._sessions[who.session] = _Session(who, hello.nonce, self._lease_end())
+        self._out.append(Welcome(session.who.session, hello.nonce, self.run, self.timing))
+
+    @singledispatchmethod
+    def _follow(self, request: object) -> None:
+        raise TypeError(f"not a request of a session: {request!r}")
+
+    @_follow.register(Renew)
+    def _renew(self, request: Renew) -> None:
+        session = self._sessions[request.session]
+        session.ends = max(session.ends, self._lease_end())
+        self._out.append(Renewed(request.session, request.seq, tuple(sorted(session.lost))))
+
+    @_follow.register(Reclaim)
+    def _reclaim(self, request: Reclaim) -> None:
+        """Let a session keep what it held in an earlier run, while nothing new is granted.
+
+        Its lease was valid when it asked, so no earlier run had given its locks away; and
+        this run gives nothing away before it is no longer quiet.
+        """
+        refused = []
+        for claim in request.claims:
+            held = self._table.held(claim.name, request.session)
+            free = self._table.is_free(claim.name, claim.shared)
+            quiet = self._now < self._quiet_until
+            if held is None and free and quiet and self._goes_above(claim.token):
+                self._table.add(claim.name, claim.token, request.session, claim.shared)
+            elif held is None or held.token != claim.token:
+                refused.append(claim.name)
+        self._out.append(Reclaimed(request.session, request.seq, tuple(refused)))
+
+    @_follow.register(Acquire)
+    def _acquire(self, request: Acquire) -> None:
+        name, session, seq = request.name, request.session, request.seq
+        held = self._table.held(name, session)
+        if held is None:
+            deadline = self._now + request.wait
+            self._table.wait(Waiter(session, seq, name, request.shared, deadline, request.floor))
+            self._serve(name)
+            if self._table.is_awaited(name, session):
+                if request.wait > 0:
+                    holders = tuple(self._holding(grant) for grant in self._table.on(name))
+                    self._out.append(Waiting(session, seq, name, holders))
+                else:
+                    self._refuse(session, seq, name)
+        elif held.shared == request.shared:
+            self._out.append(Granted(session, seq, name, held.token))
+        else:
+            reason = f"{name} is held by this session in another way: release it first"
+            self._out.append(Refused(session, seq, name, reason))
+
+    @_follow.register(Release)
+    def _release(self, request: Release) -> None:
+        held = self._table.held(request.name, request.session)
+        if held is not None:
+            self._table.release(held)
+        self._leave(request.name, request.session)
+        self._out.append(Released(request.session, request.seq, request.name))
+
+    @_follow.register(Acknowledge)
+    def _acknowledge(self, request: Acknowledge) -> None:
+        self._sessions[request.session].lost.discard(request.token)
+        for grant in list(self._table.revoked()):
+            if (grant.session, grant.token) == (request.session, request.token):
+                self._table.release(grant)
+
+    @_follow.register(Bye)
+    def _bye(self, request: Bye) -> None:
+        self._end(request.session)
+
+    @_follow.register(Call)
+    def _call(self, request: Call) -> None:
+        grant = self._table.exclusive.get(request.name)
+        holder = None if grant is None else grant.session
+        self._out += self._calls.call(self._now, request, holder)
+
+    @_follow.register(Answer)
+    def _answer(self, request: Answer) -> None:
+        self._out += self._calls.answer(request)
+
+    @_follow.register(Break)
+    def _break(self, request: Break) -> None:
+        """Take a grant away: as soon as its holder has let go, or cannot write any more.
+
+        A renewal answered before now lets the holder write for as long as a lease.
+        """
+        seconds = 0.0
+        for grant in list(self._table.on(request.name)):
+            if grant.token == request.token:
+                self._table.revoke(grant, self._lease_end())
+                self._sessions[grant.session].lost.add(grant.token)
+                seconds = (grant.revoked or self._now) - self._now
+        self._out.append(Broken(request.session, request.seq, seconds))
+
+    @_follow.register(ListLocks)
+    def _list(self, request: ListLocks) -> None:
+        sessions = tuple(session.who for session in self._sessions.values())
+        self._out.append(Listing(request.session, request.seq, self.holdings(), sessions))
+
+    @_follow.register(Watch)
+    def _watch(self, request: Watch) -> None:
+        self._sessions[request.session].watching = True
+        self._out.append(Watching(request.session, request.seq))
+
+    # -- time ----------------------------------------------------------------------------
+
+    def _pass_time(self, now: float) -> None:
+        """End what is over.
+
+        A master that was suspended could not hear renewals; they wait to be read. So the
+        time it was away lengthens every lease, which can only make others wait.
+        """
+        away = now - self._now
+        self._now = max(self._now, now)
+        if away > self.timing.renew_every:
+            for session in self._sessions.values():
+                session.ends += away
+        for number, session in list(self._sessions.items()):
+            if session.ends <= self._now:
+                self._end(number)
+                self._tell(SessionDied(HERE, session.who))
+        for grant in list(self._table.revoked()):
+            if grant.revoked is not None and grant.revoked <= self._now:
+                self._table.release(grant)
+        if not self._settled and self._now >= self._quiet_until:
+            self._settled = True
+            self._epochs.settle()
+            for name in {waiter.name for waiter in self._table.waiters()}:
+                self._serve(name)
+        self._serve_released()
+        for waiter in list(self._table.waiters()):
+            if waiter.deadline <= self._now:
+                self._refuse(waiter.session, waiter.seq, waiter.name)
+        self._out += self._calls.expire(self._now)
+
+    def _lease_end(self) -> float:
+        """Return until when a session renewed now may have what it holds."""
+        return self._now + self.timing.give_away_after
+
+    def _end(self, number: int) -> None:
+        """Forget a session and free all it holds."""
+        del self._sessions[number]
+        for grant in [grant for grant in self._table if grant.session == number]:
+            self._table.release(grant)
+        for waiter in [waiter for waiter in self._table.waiters() if waiter.session == number]:
+            self._leave(waiter.name, number)
+        self._out += self._calls.session_ended(number)
+
+    # -- granting ------------------------------------------------------------------------
+
+    def _serve(self, name: str) -> None:
+        """Grant a name to those whose turn it is."""
+        while self._now >= self._quiet_until and (waiter := self._table.next_turn(name)):
+            self._table.leave(name, waiter.session)
+            try:
+                token = self._new_token(waiter.floor)
+            except ParallaxError as error:
+                self._out.append(Refused(waiter.session, waiter.seq, name, error.message))
+                continue
+            self._table.add(name, token, waiter.session, waiter.shared)
+            self._out.append(Granted(waiter.session, waiter.seq, name, token))
+
+    def _serve_released(self) -> None:
+        """Tell of grants that ended, and grant their names to the next."""
+        while self._table.released:
+            grant = self._table.released.pop()
+            self._tell(LockReleased(HERE, grant.name, grant.token))
+            self._serve(grant.name)
+
+    def _leave(self, name: str, session: int) -> None:
+        """Let a session wait no longer; those behind it may have their turn."""
+        self._table.leave(name, session)
+        self._serve(name)
+
+    def _refuse(self, session: int, seq: int, name: str) -> None:
+        """Say no to one who waited long enough."""
+        quiet = self._now < self._quiet_until
+        reason = self._quiet() if quiet else f"held by {self._holders(name)}"
+        self._leave(name, session)
+        self._out.append(Refused(session, seq, name, f"{name}: {reason}"))
+
+    def _new_token(self, floor: int) -> int:
+        """Return a token higher than every one before; its epoch is durable by then.
+
+        A floor may come from a master with a higher epoch, whose file was lost or is
+        another one.
+        """
+        token = max(self._token, floor) + 1
+        if not 0 < token <= _MAX_TOKEN:
+            raise BadRequest(f"there is no token above {floor}", "run 'plxsh store check'")
+        if token >> _EPOCH_SHIFT > self._token >> _EPOCH_SHIFT:
+            self._epochs.raise_to(token >> _EPOCH_SHIFT)
+        self._token = token
+        return token
+
+    def _goes_above(self, token: int) -> bool:
+        """Return whether all later tokens will be higher; only a lost file makes that work."""
+        try:
+            if token > self._token:
+                self._new_token(token - 1)
+        except ParallaxError:
+            return False
+        return True
+
+    # -- telling -------------------------------------------------------------------------
+
+    def _tell(self, event: Event) -> None:
+        for number, session in self._sessions.items():
+            if session.watching:
+                self._out.append(replace(event, session=number))
+
+    def _holding(self, grant: Grant) -> Holding:
+        who = self._sessions[grant.session].who
+        return Holding(grant.name, grant.token, grant.shared, who, grant.revoked is not None)
+
+    def _holders(self, name: str) -> str:
+        return ", ".join(str(self._sessions[grant.session].who) for grant in self._table.on(name))
+
+    def _quiet(self) -> str:
+        seconds = math.ceil(self._quiet_until - self._now)
+        return f"the lock master was started a moment ago and grants nothing for {seconds} s"
+
+    def _take_out(self) -> list[Reply]:
+        out, self._out = self._out, []
+        return out

@@ -8,7 +8,8 @@ import uuid
 from typing import Final
 
 from core.blockstore import Blockstore
-from core.device import BlockDevice, FileDevice, io_error
+from core.device import BlockDevice, Cache, FileDevice, io_error
+from core.direct import open_device
 from core.errors import BadRequest
 from core.extent import pristine
 from core.format import BLOCK_SHIFT, SUPERBLOCK_MAGIC, Superblock, check_geometry
@@ -55,6 +56,7 @@ def create(
     extents: int,
     force: bool = False,
     progress: Progress = silent,
+    cache: Cache = "host",
 ) -> Superblock:
     """Format a file (made if missing, sparse) or a block device.
 
@@ -64,6 +66,7 @@ def create(
         extents: how many extents, at least 6.
         force: format it even if it already holds something.
         progress: told about bytes of what was there that are discarded.
+        cache: whose memory stands before the device.
 
     Raises:
         BadRequest: it holds data and `force` is not set, or there can be no such store.
@@ -80,7 +83,7 @@ def create(
     except OSError as error:
         raise io_error(error, f"cannot create {path}") from error
     try:
-        device = FileDevice(path, True, "exclusive")
+        device = open_device(path, True, "exclusive", cache)
         try:
             if not force:
                 refuse_contents(device)
@@ -145,7 +148,7 @@ def refuse_contents(device: FileDevice) -> None:
     )
 
 
-def grow(path: str, extents: int) -> Superblock:
+def grow(path: str, extents: int, cache: Cache = "host") -> Superblock:
     """Give a store more extents; nothing that is in it moves.
 
     Raises:
@@ -153,7 +156,7 @@ def grow(path: str, extents: int) -> Superblock:
         InUse: someone has the store open.
         NoSpace: the device is too small or the file system is full.
     """
-    store = Blockstore.open(path, "write")
+    store = Blockstore.open(path, "write", cache=cache)
     try:
         old = store.sb
         if extents <= old.extents:

@@ -4,86 +4,371 @@ This runs inside the one session that has the store open for writing, right afte
 commit, so every tree on disk is current and no block is in use that no root reaches.
 Deleted VDIs are first turned into free table entries, durably; only then may their
 blocks be handed out again. So a deleted VDI that can still be found has all its blocks.
+
+Space goes back to the host last, when the bitmaps that call it free are durable. What is
+given back is all that the marks do not reach, whoever freed it, and not what a bitmap says:
+so no block goes that a root reaches, and what a crash left over goes the next time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from core import snaplog
+from core.blockset import BlockSet
 from core.blockstore import Blockstore
 from core.commit import Change, Commit
-from core.errors import Corrupt
-from core.format import BLOCK_MASK, DELETED, FREE, LIVE, VdiRecord
+from core.errors import Corrupt, InUse, IoFailed, NoSpace, ParallaxError
+from core.format import BLOCK_MASK, BLOCK_SHIFT, DELETED, FREE, LIVE, VdiRecord
 from core.lock_master import LockMaster
-from core.radix import RadixMap, blocks_of
+from core.progress import Progress, silent
+from core.radix import Entries, RadixMap, blocks_of
 from core.registry import Registry
 
+KEEP_LIVE: Final = frozenset({LIVE})
+KEEP_DELETED: Final = frozenset({LIVE, DELETED})
+"""VDIs in which states a collection leaves alone."""
 
-def collect(store: Blockstore, locks: LockMaster, reading: Iterable[RadixMap] = ()) -> int:
-    """Free every unreachable block of the store and return how many there were.
+_LEAVES: Final = 256
+"""Leaves whose data is marked at once."""
+_PIECE: Final = 1 << 18
+"""Blocks given back at once, so that progress is seen and Ctrl-C is heard."""
 
-    Call it with nothing dirty and no commit under way.
+Stop = Callable[[int, int], bool]
+Damaged = Callable[[int, int, IoFailed], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Whose blocks a collection frees.
+
+    Attributes:
+        own: each deleted VDI that is given up, with the blocks only it reaches.
+        shared: blocks that several of them reach, and no other VDI.
+        leftovers: blocks that nothing reaches: of deleted snapshots, or left by a crash.
+    """
+
+    own: tuple[tuple[VdiRecord, int], ...]
+    shared: int
+    leftovers: int
+
+    @property
+    def total(self) -> int:
+        """All blocks that are freed."""
+        return sum(blocks for _, blocks in self.own) + self.shared + self.leftovers
+
+
+class Reclaim:
+    """One collection: what it would free, and doing it.
+
+    The marks are made first. `account` says what would be freed and changes nothing, `run`
+    frees it, `give_back` then returns the space to the host.
 
     Args:
-        store: open for writing.
+        store: open for writing, with nothing dirty and no commit under way.
         locks: grants the deleted VDIs.
         reading: trees that are read at the moment, whatever became of their snapshots.
+        keep: states of VDIs of which nothing is freed; deleted VDIs in another state are
+            given up.
+        progress: told about marked blocks, of those that are allocated.
+
+    Attributes:
+        doomed: the deleted VDIs that are given up.
 
     Raises:
         Corrupt: a record, a log page or a node cannot be read, so what it refers to is
             unknown; nothing is freed.
-        IoFailed, Fenced: see `Commit`.
     """
-    registry = Registry(store)
+
+    def __init__(
+        self,
+        store: Blockstore,
+        locks: LockMaster,
+        reading: Iterable[RadixMap] = (),
+        keep: Collection[int] = KEEP_LIVE,
+        progress: Progress = silent,
+    ) -> None:
+        """Mark all that is to stay."""
+        self._store = store
+        self._locks = locks
+        records = _records(store)
+        self.doomed = [r for r in records if r.state == DELETED and r.state not in keep]
+        allocated = _allocated(store)
+        marks = _Marks(store, progress, len(allocated))
+        for tree in reading:
+            marks.add_tree(tree)
+        for record in records:
+            if record.state in keep:
+                marks.add_vdi(record)
+        self._reached = marks.done()
+        self._garbage = allocated
+        self._garbage -= self._reached
+        self._taken = store.allocator.taken
+        self._swept = False
+
+    def _refuse(self, stale: bool) -> None:
+        """Refuse to go on with marks that do not hold any more.
+
+        Whatever reaches more than it did when they were made has taken blocks since, or is a
+        deleted VDI that was restored.
+        """
+        if stale or self._store.allocator.taken != self._taken:
+            raise InUse("the store has changed since its blocks were marked", "collect again")
+
+    def account(self, progress: Progress = silent) -> Account:
+        """Say whose blocks would be freed.
+
+        Each node is read once, and those that several deleted VDIs share twice. What lies
+        below damage of a deleted VDI counts as left over.
+        """
+        total = len(self._garbage)
+        own, shared = self._shares(progress, total)
+        together = shared.count_in(self._garbage)
+        left = total - sum(own) - together
+        return Account(tuple(zip(self.doomed, own, strict=True)), together, left)
+
+    def _shares(self, progress: Progress, total: int) -> tuple[list[int], BlockSet]:
+        """Return how much garbage each deleted VDI has to itself, and what several reach.
+
+        The first pass stops where a VDI meets what one before it reached, and remembers the
+        place: what lies below is shared. Only if there is such a place, a second pass counts
+        again, without what is shared.
+        """
+        store, reached, garbage = self._store, self._reached, self._garbage
+        met: list[tuple[int, int]] = []
+        before, shared = BlockSet(store.sb.blocks), BlockSet(store.sb.blocks)
+
+        def known(level: int, entry: int) -> bool:
+            block = entry >> 1 & BLOCK_MASK
+            if block in reached:
+                return True
+            if block in before:
+                met.append((level, entry))
+                return True
+            return False
+
+        own = []
+        for record in self.doomed:
+            marks = _Marks(store, progress, total, known, _ignore)
+            marks.add_vdi(record)
+            mine = marks.done()
+            shared.add_common(before, mine)
+            before |= mine
+            own.append(mine.count_in(garbage))
+        together = _Marks(store, progress, total, _in(reached), _ignore)
+        for level, entry in met:
+            together.add_tree(RadixMap(store, entry, level + 1))
+        shared |= together.done()
+        if shared.count_in(garbage):
+            elsewhere = _in(reached, shared)
+            for at, record in enumerate(self.doomed):
+                marks = _Marks(store, progress, total, elsewhere, _ignore)
+                marks.add_vdi(record)
+                mine = marks.done()
+                mine -= shared
+                own[at] = mine.count_in(garbage)
+        return own, shared
+
+    def run(self) -> int:
+        """Give up the deleted VDIs and free every block that is not marked.
+
+        Returns:
+            How many blocks were freed.
+
+        Raises:
+            InUse: something was written since the marks were made; nothing is freed.
+            IoFailed, Fenced: see `Commit`.
+        """
+        registry = Registry(self._store)
+        self._refuse(any(registry.get(record.id) != record for record in self.doomed))
+        _retire(self._store, self._locks, self.doomed)
+        freed = self._store.allocator.sweep(self._garbage.bits)
+        self._swept = True
+        return freed
+
+    def give_back(self, progress: Progress = silent) -> int:
+        """Return all free space of the store to the host, after `run`.
+
+        Args:
+            progress: told about blocks given back, of those that are free.
+
+        Returns:
+            How many blocks that was, whether or not the host had space for them.
+
+        Raises:
+            NotSupported: the device or the file system has no way to take it.
+            InUse: something was written since the marks were made, or nothing was freed yet.
+            NoSpace, IoFailed: the bitmaps could not be written; nothing is given back.
+        """
+        self._refuse(not self._swept)
+        store, sb = self._store, self._store.sb
+        _write_bitmaps(store)
+        payload = (sb.extents - 1) * (sb.extent_blocks - sb.overhead)
+        total = payload - len(self._reached)
+        done = 0
+        for first, count in self._free_runs():
+            for at in range(first, first + count, _PIECE):
+                size = min(_PIECE, first + count - at)
+                store.device.discard(at << BLOCK_SHIFT, size << BLOCK_SHIFT)
+                done += size
+                progress(min(done, total), total)
+        return done
+
+    def _free_runs(self) -> Iterator[tuple[int, int]]:
+        """Yield (first, count) of runs of payload blocks that are not marked."""
+        sb = self._store.sb
+        for extent in range(1, sb.extents):
+            payload = sb.extent_start(extent) + sb.overhead
+            for first, count in self._reached.gaps(
+                sb.extent_start(extent), sb.extent_start(extent + 1)
+            ):
+                start = max(first, payload)
+                if start < first + count:
+                    yield start, first + count - start
+
+
+class _Marks:
+    """Marks the blocks that trees and logs reach; a node is read once.
+
+    Args:
+        store: the store.
+        progress: told about blocks met, those met again too, of `total`.
+        total: blocks there may be.
+        stop: asked with (level, entry) before a node is read; true leaves it out with all
+            below it.
+        damaged: told of nodes that cannot be read; without it the error is raised.
+    """
+
+    def __init__(
+        self,
+        store: Blockstore,
+        progress: Progress,
+        total: int,
+        stop: Stop | None = None,
+        damaged: Damaged | None = None,
+    ) -> None:
+        self._store = store
+        self._progress = progress
+        self._total = total
+        self._stop = stop
+        self._damaged = damaged
+        self._blocks = BlockSet(store.sb.blocks)
+        self._leaves: list[Entries] = []
+        self._met = 0
+
+    def add_vdi(self, record: VdiRecord) -> None:
+        """Mark the log of a VDI, its tree and those of its snapshots.
+
+        Raises:
+            Corrupt: a log page or a node cannot be read, and nobody is to be told.
+        """
+        self.add_tree(RadixMap(self._store, record.root, record.height))
+        try:
+            self._add_log(record)
+            for snapshot in snaplog.snapshots(self._store, record):
+                self.add_tree(RadixMap(self._store, snapshot.root, snapshot.height))
+        except IoFailed:
+            if self._damaged is None:
+                raise
+
+    def _add_log(self, record: VdiRecord) -> None:
+        """Mark the blocks of the snapshot log of a VDI."""
+        if record.log_block:
+            if not self._store.sb.holds_payload(record.log_block):
+                raise Corrupt("cannot hold a page of a snapshot log", record.log_block)
+            self._blocks.add(record.log_block)
+        for block, _ in snaplog.pages(self._store, record):
+            self._blocks.add(block)
+
+    def add_tree(self, tree: RadixMap) -> None:
+        """Mark the nodes and the data of a tree."""
+        blocks, stop = self._blocks, self._stop
+
+        def enter(level: int, entry: int) -> bool:
+            return (entry >> 1 & BLOCK_MASK) not in blocks and not (stop and stop(level, entry))
+
+        for visit in tree.walk(enter=enter, damaged=self._damaged):
+            blocks.add(visit.entry >> 1 & BLOCK_MASK)
+            if visit.level == 0:
+                self._leaves.append(visit.entries)
+                if len(self._leaves) == _LEAVES:
+                    self._add_leaves()
+
+    def _add_leaves(self) -> None:
+        """Mark the data of the leaves collected so far."""
+        if not self._leaves:
+            return
+        data = blocks_of(np.concatenate(self._leaves))
+        self._leaves.clear()
+        data = data[data != 0]
+        outside = data >= self._store.sb.blocks
+        if outside.any():
+            if self._damaged is None:
+                raise Corrupt("a pointer leads outside the store", int(data[outside][0]))
+            data = data[~outside]
+        self._blocks.add_all(data)
+        self._met += data.size
+        self._progress(min(self._met, self._total), self._total)
+
+    def done(self) -> BlockSet:
+        """Return what was marked."""
+        self._add_leaves()
+        return self._blocks
+
+
+def _ignore(_level: int, _base: int, _error: IoFailed) -> None:
+    """Leave out what cannot be read."""
+
+
+def _in(*sets: BlockSet) -> Stop:
+    """Return what says whether the block that an entry points to is in one of the sets."""
+    return lambda _, entry: any((entry >> 1 & BLOCK_MASK) in blocks for blocks in sets)
+
+
+def _records(store: Blockstore) -> list[VdiRecord]:
+    """Return all records of the table.
+
+    Raises:
+        Corrupt: one of them is damaged.
+    """
     records = []
-    for _, record in registry.scan():
+    for _, record in Registry(store).scan():
         if isinstance(record, Corrupt):
             raise record
         records.append(record)
-    marked = mark(store, [record for record in records if record.state == LIVE], reading)
-    _retire(store, locks, [record for record in records if record.state == DELETED])
-    return store.allocator.sweep(marked)
+    return records
 
 
-def mark(
-    store: Blockstore, records: Iterable[VdiRecord], reading: Iterable[RadixMap]
-) -> NDArray[np.bool_]:
-    """Return one flag per block of the store: whether these VDIs and trees need it.
+def _allocated(store: Blockstore) -> BlockSet:
+    """Return the blocks that the bitmaps call allocated, without those of the extents' own."""
+    sb = store.sb
+    allocated = BlockSet(sb.blocks)
+    for extent in range(1, sb.extents):
+        allocated.put(sb.extent_start(extent), store.allocator.allocated(extent))
+    return allocated
+
+
+def _write_bitmaps(store: Blockstore) -> None:
+    """Make what the allocator knows durable.
 
     Raises:
-        Corrupt: a log page or a node cannot be read.
+        NoSpace: the file system under the store is full; it may be tried again.
+        IoFailed: the system could not write; the store takes no more writes.
     """
-    marked = np.zeros(store.sb.blocks, np.bool_)
-
-    def unmarked(_level: int, entry: int) -> bool:
-        return not marked[entry >> 1 & BLOCK_MASK]
-
-    trees = list(reading)
-    for record in records:
-        marked[list(_log_blocks(store, record))] = True
-        trees.append(RadixMap(store, record.root, record.height))
-        trees += [
-            RadixMap(store, snapshot.root, snapshot.height)
-            for snapshot in snaplog.snapshots(store, record)
-        ]
-    for tree in trees:
-        for visit in tree.walk(enter=unmarked):
-            marked[visit.entry >> 1 & BLOCK_MASK] = True
-            if visit.level == 0:
-                marked[blocks_of(visit.entries)] = True
-    return marked
-
-
-def _log_blocks(store: Blockstore, record: VdiRecord) -> Iterator[int]:
-    if record.log_block:
-        yield record.log_block
-    for block, _ in snaplog.pages(store, record):
-        yield block
+    store.check_writable()
+    try:
+        store.write_queued()
+        store.device.flush()
+    except NoSpace:
+        raise
+    except ParallaxError as error:
+        store.fail(error)
+        raise
+    store.allocator.settled()
 
 
 def _retire(store: Blockstore, locks: LockMaster, records: list[VdiRecord]) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from core import snaplog
 from core.blockstore import Blockstore
 from core.check import ALLOCATED, SEEN, Checker, Loss, Report
+from core.device import Cache
 from core.errors import Corrupt, IoFailed
 from core.extent import read_header
 from core.format import (
@@ -57,14 +58,16 @@ class Step(NamedTuple):
 Steps = Iterator[Step]
 
 
-def repair(path: str, progress: Progress = silent) -> tuple[Report, list[Step]]:
+def repair(
+    path: str, progress: Progress = silent, cache: Cache = "host"
+) -> tuple[Report, list[Step]]:
     """Repair the store in a file or device as far as it can be; see `repair_store`.
 
     Raises:
         NotFound, NotAStore, InUse: there is nothing to repair, or someone has it open.
         Corrupt: the superblock and its copy are lost, or the store is truncated.
     """
-    return repair_store(Blockstore.open(path, "write", LockMaster()), progress)
+    return repair_store(Blockstore.open(path, "write", LockMaster(), cache), progress)
 
 
 def repair_store(store: Blockstore, progress: Progress = silent) -> tuple[Report, list[Step]]:

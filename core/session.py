@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Final
 from weakref import WeakSet
 
 from core import snaplog
-from core.blockstore import DEFAULT_CACHE, Blockstore, Mode
+from core.blockstore import Blockstore, Mode
 from core.commit import PendingCommit
+from core.device import Cache
 from core.errors import BadRequest, Corrupt, InUse, NoSpace, NotFound, ParallaxError
 from core.format import (
     BLOCK,
@@ -31,7 +32,8 @@ from core.format import (
 )
 from core.image import Image
 from core.lock_master import LockMaster
-from core.reclaim import collect
+from core.progress import Progress, silent
+from core.reclaim import KEEP_LIVE, Reclaim
 from core.registry import Registry, check_name, suggest
 from core.snaplog import Snapshot, SnapshotId
 from core.text import counted
@@ -62,7 +64,7 @@ class Session:
         self._images: WeakSet[Image] = WeakSet()
 
     @classmethod
-    def open(cls, path: str, mode: Mode = "write", cache: int = DEFAULT_CACHE) -> Session:
+    def open(cls, path: str, mode: Mode = "write", cache: Cache = "host") -> Session:
         """Open the store in a file or device; raises as `Blockstore.open`."""
         locks = LockMaster()
         return cls(Blockstore.open(path, mode, locks, cache), locks)
@@ -539,16 +541,36 @@ class Session:
             pass  # what a damaged block refers to is not known to be free
         return allocator.free > before
 
-    def collect(self) -> int:
+    def plan_collection(
+        self, keep: Collection[int] = KEEP_LIVE, progress: Progress = silent
+    ) -> Reclaim:
+        """Mark what a collection has to leave alone; `collect` then frees the rest.
+
+        Args:
+            keep: states of the VDIs that lose nothing.
+            progress: see `Reclaim`.
+
+        Raises:
+            Corrupt: what a damaged block refers to is unknown.
+            NoSpace, IoFailed, Fenced: as `commit`.
+        """
+        self.commit(self.open_vdis)
+        reading = [image.map for image in self._images]
+        return Reclaim(self.store, self._locks, reading, keep, progress)
+
+    def collect(self, plan: Reclaim | None = None) -> int:
         """Free what nothing refers to and what deleted VDIs hold; return the blocks freed.
+
+        Args:
+            plan: what to free; by default all that can be freed now.
 
         Raises:
             Corrupt: what a damaged block refers to is unknown; nothing is freed.
+            InUse: something was written since the plan was made; nothing is freed.
             NoSpace, IoFailed, Fenced: as `commit`.
         """
         self._collected = True
-        self.commit(self.open_vdis)
-        freed = collect(self.store, self._locks, [image.map for image in self._images])
+        freed = (plan or self.plan_collection()).run()
         self._free_ids = self.registry.free_ids()
         return freed
 

@@ -16,7 +16,8 @@ from typing import Any, Final
 
 import click
 
-from plxsh.context import Settings, pass_settings
+from plxsh import streams
+from plxsh.context import Settings, cache_mode, pass_settings
 from plxsh.groups import Command
 from plxsh.guard import guarded
 from plxsh.params import FILE, SIZE, SNAPSHOT, VDI, WordsArgument
@@ -53,6 +54,8 @@ class Tool(Command):
         """Find the store, which no option names, and do the work."""
         settings = ctx.ensure_object(Settings)
         settings.store = os.environ.get("PARALLAX_STORE", "")
+        cache = os.environ.get("PARALLAX_CACHE")
+        settings.cache = cache_mode(cache) if cache else None
         settings.configure(os.environ.get("PARALLAX_CONFIG"))
         return super().invoke(ctx)
 
@@ -60,6 +63,8 @@ class Tool(Command):
 def run(tool: Tool, args: Sequence[str]) -> int:
     """Run one tool and return its exit status; errors are one line that begins with its name."""
     settings = Settings()
+
+    streams.prepare()
 
     def command() -> Any:
         return tool.main(list(args), tool.name, standalone_mode=False, obj=settings)
@@ -79,7 +84,8 @@ def run(tool: Tool, args: Sequence[str]) -> int:
 @click.argument("path", type=FILE)
 @click.argument("extent_bytes", type=SIZE)
 @click.argument("extents", type=int)
-def mkfs(path: str, extent_bytes: int, extents: int) -> None:
+@pass_settings
+def mkfs(settings: Settings, path: str, extent_bytes: int, extents: int) -> None:
     """Format a file (made if missing, sparse) or a device as a blockstore.
 
     It has EXTENTS extents of EXTENT_BYTES each, a power of two. What already holds something
@@ -87,7 +93,7 @@ def mkfs(path: str, extent_bytes: int, extents: int) -> None:
     """
     from core import mkfs
 
-    mkfs.create(path, extent_bytes, extents)
+    mkfs.create(path, extent_bytes, extents, cache=settings.caching)
 
 
 @click.command(

@@ -10,6 +10,7 @@ from typing import Any, Final
 import click
 
 from core.errors import BadRequest
+from plxsh import streams
 from plxsh.context import Settings, pass_settings
 from plxsh.groups import LazyGroup
 from plxsh.guard import guarded
@@ -62,7 +63,7 @@ def _configure(ctx: click.Context, _param: click.Parameter, path: str | None) ->
     show_envvar=True,
     expose_value=False,
     callback=_configure,
-    help="Configuration.  [default: ~/.config/parallax/parallax.toml, then"
+    help="Configuration file.  [default: ~/.config/parallax/parallax.toml, then"
     " /etc/parallax/parallax.toml]",
 )
 @click.option("-c", "lines", metavar="LINES", help="Run these commands: 'vdi list; snap list web'.")
@@ -114,7 +115,7 @@ def _run_without_command(settings: Settings, lines: str | None, script: str | No
     if script is not None:
         return interpreter.run(read_script(script), script)
     if not sys.stdin.isatty():
-        return interpreter.run(read_script("-"), "standard input")
+        return interpreter.run(read_script("-"), "-")
     from plxsh.repl import interact
 
     return interact(interpreter)
@@ -122,6 +123,7 @@ def _run_without_command(settings: Settings, lines: str | None, script: str | No
 
 def run(args: Sequence[str]) -> int:
     """Run one command line and return its exit status."""
+    streams.prepare()
     settings = Settings(output="json" if os.environ.get("PARALLAX_OUTPUT") == "json" else "plain")
 
     def command() -> Any:

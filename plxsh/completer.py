@@ -7,7 +7,6 @@ fish ask the same.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from core.errors import BadRequest
 from plxsh import paths
 from plxsh.context import Settings
 from plxsh.grammar import Reading, read
+from plxsh.groups import first_clause
 from plxsh.matching import best, prefixed
 from plxsh.offers import Offer
 from plxsh.options import GlobalOption
@@ -28,7 +28,6 @@ from plxsh.options import GlobalOption
 _SHOWN: Final = 500
 """More than anyone looks through; a menu of ten thousand takes its time to draw."""
 
-_SENTENCE_ENDS: Final = re.compile(r"[.:;](?= |$)")
 _PATHS: Final = ("file", "dir")
 
 _Item = TypeVar("_Item")
@@ -141,7 +140,7 @@ def _commands(reading: Reading, settings: Settings) -> Iterator[Candidate]:
         command = group.get_command(context, name)
         if command is not None and not command.hidden:
             kind = "group" if isinstance(command, click.Group) else "command"
-            yield Candidate(name, _first_sentence(command.short_help or command.help), kind)
+            yield Candidate(name, first_clause(command.short_help or command.help), kind)
     if context.parent is None:
         with suppress(BadRequest):  # told when a command runs
             for name, meaning in settings.aliases().items():
@@ -173,7 +172,7 @@ def _options(
         names = [*param.opts, *param.secondary_opts]
         shown = [name for name in names if name.startswith("--") or name == fragment]
         for name in shown or names:
-            yield Candidate(name, _first_sentence(param.help), "option")
+            yield Candidate(name, first_clause(param.help), "option")
 
 
 def _given(context: click.Context | None) -> set[str]:
@@ -183,12 +182,6 @@ def _given(context: click.Context | None) -> set[str]:
         given |= context.params.keys()
         context = context.parent
     return given
-
-
-def _first_sentence(text: str | None) -> str:
-    """Return the beginning of a help text, up to the first stop of any kind."""
-    first = " ".join((text or "").partition("\n\n")[0].split())
-    return _SENTENCE_ENDS.split(first)[0]
 
 
 # -- values ----------------------------------------------------------------------------

@@ -19,12 +19,14 @@ from core.errors import BadRequest, Interrupted, NotFound
 
 if TYPE_CHECKING:
     from core.blockstore import Blockstore, Mode
+    from core.device import Cache
     from core.session import Session
     from plxsh.interpreter import Interpreter
     from plxsh.names import Names
 
 Output = Literal["table", "json", "yaml", "plain"]
 OUTPUTS: Final[tuple[Output, ...]] = get_args(Output)
+CACHES: Final[tuple[Cache, ...]] = ("host", "none")
 
 DEFAULT_STORE: Final = "/blockstore.dat"
 CONFIG_FILES: Final = ("~/.config/parallax/parallax.toml", "/etc/parallax/parallax.toml")
@@ -36,6 +38,7 @@ class Settings:
 
     Args:
         store: path of the blockstore.
+        cache: whose memory stands before it; None before the configuration is read.
         output: form of the result; `form` is what was asked for, None for what fits.
         dry_run: change nothing.
         yes: do not ask.
@@ -50,6 +53,7 @@ class Settings:
     """
 
     store: str = ""
+    cache: Cache | None = None
     form: Output | None = None
     output: Output = "plain"
     dry_run: bool = False
@@ -77,10 +81,12 @@ class Settings:
         """Read the configuration and take from it what no option has set.
 
         Raises:
-            NotFound, BadRequest: see `load_config`, `configured` and `output_form`.
+            NotFound, BadRequest: see `load_config`, `configured`, `cache_mode` and
+                `output_form`.
         """
         self.config = load_config(path)
         self.store = self.store or configured(self.config, "blockstore", "data") or DEFAULT_STORE
+        self.cache = self.cache or cache_mode(configured(self.config, "blockstore", "cache"))
         form = configured(self.config, "shell", "output")
         if self.form is None and form is not None:
             self.form = output_form(form)
@@ -126,15 +132,20 @@ class Settings:
         """The names of VDIs and snapshots, for completion."""
         from plxsh.names import Names
 
-        return Names(self.store)
+        return Names(self.store, cache=self.caching)
 
     # -- the store ---------------------------------------------------------------------
+
+    @property
+    def caching(self) -> Cache:
+        """Whose memory stands before the store."""
+        return self.cache or "host"
 
     def blockstore(self) -> Blockstore:
         """Open the store for reading, without what only VDI contents need."""
         from core.blockstore import Blockstore
 
-        store = Blockstore.open(self.store)
+        store = Blockstore.open(self.store, cache=self.caching)
         self.warn(store.warnings)
         return store
 
@@ -147,13 +158,17 @@ class Settings:
         if self.dry_run and mode == "write":
             from plxsh.dry_run import dry_session
 
-            session = dry_session(self.store)
+            session = dry_session(self.store, self.caching)
         else:
             from core.session import Session
 
-            session = Session.open(self.store, mode)
+            session = Session.open(self.store, mode, self.caching)
         self.warn(session.store.warnings)
         return session
+
+    def named(self, text: str) -> str:
+        """Return a text with the VDI that `use` selected by its name instead of its UUID."""
+        return text.replace(self.vdi, self.shell.used) if self.vdi and self.shell else text
 
     # -- the user ----------------------------------------------------------------------
 
@@ -182,11 +197,13 @@ class Settings:
             return
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise BadRequest(f"{loss}, and there is no terminal to ask on", "-y says yes")
-        if typed:
-            question = f"{loss}. This cannot be undone. Type {typed} to go on"
-            sure = click.prompt(question, default="", show_default=False, err=True) == typed
-        else:
-            sure = click.confirm(f"{loss}. Go on?", default=False, err=True)
+        how = f"This cannot be undone. Type {typed} to go on" if typed else "Go on? [y/N]"
+        try:
+            answer = click.prompt(f"{loss}. {how}", default="", show_default=False, err=True)
+        except click.Abort:  # Ctrl-C or Ctrl-D, which leave the cursor behind the question
+            click.echo(err=True)
+            answer = ""
+        sure = answer == typed if typed else answer.strip().lower() in ("y", "yes")
         if not sure:
             raise Interrupted("not confirmed, nothing was changed")
 
@@ -228,12 +245,28 @@ def configured(config: Mapping[str, Any], section: str, key: str) -> str | None:
         BadRequest: it is there but no text.
     """
     table = config.get(section, {})
-    value = table.get(key) if isinstance(table, dict) else table
+    if not isinstance(table, dict):
+        raise BadRequest(
+            f"{section} of the configuration is {table!r}, not a section", f"write [{section}]"
+        )
+    value = table.get(key)
     if value is not None and not isinstance(value, str):
         raise BadRequest(
             f"[{section}] {key} of the configuration is {value!r}, not a text", "put it in quotes"
         )
     return value
+
+
+def cache_mode(chosen: str | None) -> Cache:
+    """Return whose memory stands before the store: what was asked for, else this host's.
+
+    Raises:
+        BadRequest: there is no such choice.
+    """
+    for mode in CACHES:
+        if mode == (chosen or "host"):
+            return mode
+    raise BadRequest(f"there is no cache {chosen!r}", f"take {' or '.join(CACHES)}")
 
 
 def output_form(chosen: str | None) -> Output:

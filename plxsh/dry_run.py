@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from core.blockstore import Blockstore
-from core.device import Buffer, FileDevice
+from core.device import Buffer, Cache, FileDevice, Release
+from core.direct import open_device
 from core.errors import NotFound
 from core.format import BLOCK, BLOCK_SHIFT
 from core.lock_master import LockMaster
@@ -45,6 +46,10 @@ class Overlay:
             memoryview(buffer)[:] = self.pread(offset, len(buffer))
             offset += len(buffer)
 
+    def fetch(self, offset: int, length: int) -> Release:
+        """Bring bytes near, below."""
+        return self._under.fetch(offset, length)
+
     def pwritev(self, offset: int, buffers: Sequence[Buffer]) -> None:
         """Keep all of `buffers` in memory, from byte `offset` on."""
         data = b"".join(buffers)
@@ -73,10 +78,10 @@ class Overlay:
         self._under.close()
 
 
-def dry_session(path: str) -> Session:
+def dry_session(path: str, cache: Cache = "host") -> Session:
     """Open a session as a writer whose writes go nowhere; raises as `Blockstore.open`."""
     try:
-        device = FileDevice(path, True, "exclusive")
+        device = open_device(path, True, "exclusive", cache)
     except NotFound:
         Blockstore.open(path, "write").close()  # raises the same with its better message
         raise

@@ -66,6 +66,10 @@ def read(cli: click.Command, words: Sequence[str], settings: Settings) -> Readin
         words: they need not be complete, or right.
         settings: knows the aliases; types of arguments find it in the context.
     """
+    if settings.shell is not None and words and words[0] == "plxsh":  # as on a command line
+        reading = read(cli, words[1:], settings)
+        reading.roles.insert(0, Role("group", cli))
+        return reading
     context = _beginning(cli, settings)
     words, extra = _unaliased(cli, words, settings)
     reading = _read(context, list(words))

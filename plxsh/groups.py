@@ -6,6 +6,7 @@ a table of names; a module is imported when its command is asked for.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
@@ -22,6 +23,15 @@ HELP_OPTIONS: Final = ("-h", "--help")
 
 Effect = Literal["looks", "changes", "destroys"]
 """What a command does to a store or a file: nothing; something; lose data."""
+
+
+_CLAUSE_ENDS: Final = re.compile(r"[.:;](?= |$)")
+
+
+def first_clause(text: str | None) -> str:
+    """Return the beginning of a help text, up to the first stop of any kind."""
+    first = " ".join((text or "").partition("\n\n")[0].split())
+    return _CLAUSE_ENDS.split(first)[0]
 
 
 class Command(click.Command):
@@ -45,6 +55,21 @@ class Command(click.Command):
     def get_help_option_names(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Return the names of the help option, whoever made the context."""
         return list(HELP_OPTIONS)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """Return what stands behind the command; an option it cannot do without as well."""
+        required = [
+            f"{param.opts[-1]} {param.make_metavar(ctx)}"
+            for param in self.get_params(ctx)
+            if isinstance(param, click.Option) and param.required
+        ]
+        options, *arguments = super().collect_usage_pieces(ctx)
+        return [options, *required, *arguments]
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """Return the first sentence of the help, or as much of it as makes sense."""
+        whole = super().get_short_help_str(limit)
+        return f"{first_clause(self.help)}." if whole.endswith("...") else whole
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the words; where the first argument is missing, take the VDI of `use`.
@@ -98,7 +123,8 @@ class NoSuchCommand(click.UsageError):
         """Look for what was meant."""
         super().__init__(f"there is no command {word!r}", ctx)
         close = get_close_matches(word.lower(), known, 3, 0.5)
-        close += [name for name in known if name.startswith(word.lower()) and name not in close]
+        beginning = word.lower() or "\0"  # every name begins with nothing
+        close += [name for name in known if name.startswith(beginning) and name not in close]
         see = f"'{ctx.command_path} --help' lists them"
         self.hint = f"did you mean {' or '.join(map(repr, close))}?" if close else see
 

@@ -6,6 +6,7 @@ Every way to fail ends in one line on standard error, `plxsh: WHAT: WHY (HINT)`,
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -15,13 +16,15 @@ from typing import Any, Final
 
 import click
 
+from core.device import io_error
 from core.errors import Interrupted, ParallaxError
+from plxsh import usage
 from plxsh.context import Settings
-from plxsh.groups import NoSuchCommand
 
 BROKEN_PIPE: Final = 141
 """Exit status of a command whose output nobody reads any more."""
 _UNEXPECTED: Final = 5
+_OUTPUT_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
 def guarded(command: Callable[[], Any], settings: Settings, program: str) -> int:
@@ -41,7 +44,8 @@ def guarded(command: Callable[[], Any], settings: Settings, program: str) -> int
         click.echo(error.format_message(), err=True)
         return 2
     except click.ClickException as error:
-        return _tell(settings, program, "usage", _usage(error), _usage_hint(error), error.exit_code)
+        called = f"{program.partition(':')[0]} {settings.command}".rstrip()
+        return _tell(settings, program, "usage", *usage.told(error, called), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         return tell(settings, program, Interrupted("interrupted"))
     except ParallaxError as error:
@@ -54,6 +58,10 @@ def guarded(command: Callable[[], Any], settings: Settings, program: str) -> int
         _forget_stdout()
         return BROKEN_PIPE
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _OUTPUT_ERRORS and not error.filename:
+            # Files and devices are read and written by the engine, which names them.
+            _forget_stdout()
+            return tell(settings, program, io_error(error, "cannot write the output"))
         if settings.verbose:
             traceback.print_exc()
         why = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
@@ -67,6 +75,7 @@ def tell(settings: Settings, program: str, error: ParallaxError) -> int:
 
 
 def _tell(settings: Settings, program: str, code: str, message: str, hint: str, status: int) -> int:
+    message, hint = settings.named(message), settings.named(hint)
     what = f"{program}: {settings.command}" if settings.command else program
     line = f"{what}: {message}" + (f" ({hint})" if hint else "")
     try:
@@ -77,19 +86,6 @@ def _tell(settings: Settings, program: str, code: str, message: str, hint: str, 
     except BrokenPipeError:
         pass
     return status
-
-
-def _usage(error: click.ClickException) -> str:
-    """Return click's message as one line without its full stop."""
-    return " ".join(error.format_message().split()).removesuffix(".")
-
-
-def _usage_hint(error: click.ClickException) -> str:
-    if isinstance(error, NoSuchCommand):
-        return error.hint
-    if not isinstance(error, click.UsageError) or error.ctx is None:
-        return ""
-    return f"see '{error.ctx.command_path} --help'"
 
 
 def _forget_stdout() -> None:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import uuid
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -36,6 +37,11 @@ class Interpreter:
     Args:
         cli: the command that every statement is a call of.
         settings: those of the shell; each command begins with a copy.
+
+    Attributes:
+        leaving: `exit` was given.
+        used: name of the VDI that `use` selected, empty for none.
+        gone: it was there and is no longer, as far as `follow` knows.
     """
 
     def __init__(self, cli: click.Command, settings: Settings) -> None:
@@ -44,6 +50,9 @@ class Interpreter:
         self.settings = settings
         self.leaving = False
         self.used = ""
+        self.gone = False
+        self._there = False  # a VDI that was just made is not known yet
+        self._known = -1
         self._depth = 0
         settings.shell = self
 
@@ -54,6 +63,7 @@ class Interpreter:
             text: one line or more.
             name: where it comes from, for errors; empty for what was typed.
         """
+        name = "standard input" if name == "-" else name
         try:
             found = statements(text)
         except BadRequest as error:
@@ -68,6 +78,19 @@ class Interpreter:
         """Make a VDI the one that commands mean when they are given none; None for no VDI."""
         self.settings.vdi = str(uuid.UUID(bytes=record.uuid)) if record else ""
         self.used = record.name if record else ""
+        self.gone = self._there = False
+        self._known = -1
+
+    def follow(self) -> None:
+        """Take notice when the VDI of `use` got another name or was deleted; never waits."""
+        known = self.settings.names.known()
+        if not self.used or known is None or known.version == self._known:
+            return
+        record = known.find(self.settings.vdi)
+        self._known = known.version
+        self.gone = record is None and self._there
+        self._there = record is not None or self._there
+        self.used = record.name if record else self.used
 
     def source(self, path: str) -> int:
         """Run the commands of a file as part of this shell; raises as `read_script`."""
@@ -95,7 +118,7 @@ class Interpreter:
                 return shell_out(statement.shell)
             with redirected(statement) as pipe:
                 words = statement.arguments
-                words = words[1:] if words[0] == "plxsh" and len(words) > 1 else words
+                words = words[1:] if words[0] == "plxsh" else words
                 status = self.call(words, settings, program)
         except ParallaxError as error:
             return tell(settings, program, error)
@@ -129,6 +152,7 @@ def read_script(path: str) -> str:
             raw = file.read()
     except OSError as error:
         raise io_error(error, f"cannot read {name}") from error
+    raw = raw.removeprefix(BOM_UTF8).replace(b"\r\n", b"\n")  # as other systems write texts
     for number, line in enumerate(raw.split(b"\n"), 1):
         try:
             text = line.decode()

@@ -82,6 +82,11 @@ class Statement:
         return bool(self.words) or self.shell is not None
 
 
+def goes_on(text: str) -> bool:
+    """Say whether a line ends in a backslash, so that the next one belongs to it."""
+    return (len(text) - len(text.rstrip("\\"))) % 2 == 1
+
+
 def tokens(text: str) -> list[Token]:
     """Return the tokens of a text of one line or more; never fails."""
     found: list[Token] = []
@@ -90,7 +95,7 @@ def tokens(text: str) -> list[Token]:
     while at < size:
         c = text[at]
         operator = _OPERATOR.match(text, at)
-        if c in _BLANK or text.startswith("\\\n", at):
+        if c in _BLANK or text.startswith("\\\n", at) or text[at:] == "\\":
             at += 1 if c in _BLANK else 2
             continue
         if c == "#":

@@ -59,9 +59,11 @@ _ENVIRONMENT: Final = {
     "XDG_RUNTIME_DIR": "Where the Unix socket of the tap is, for users other than root.",
     "XDG_STATE_HOME": "Where the history of the shell is, in place of ~/.local/state.",
     "LISTEN_FDS": "How many sockets systemd has opened for the tap.",
+    "JOURNAL_STREAM": "What tells the tap that its log goes to the journal of systemd.",
 }
 _TOOL_ENVIRONMENT: Final = {
     "PARALLAX_STORE": "The blockstore to work on: a file or a device.",
+    "PARALLAX_CACHE": "none: past the page cache, for hosts that share a device; else host.",
     "PARALLAX_CONFIG": "The configuration to read, in place of the files below.",
 }
 _FILES: Final = {

@@ -23,6 +23,7 @@ from typing import Final
 
 from core import snaplog
 from core.blockstore import Blockstore
+from core.device import Cache
 from core.errors import Corrupt, ParallaxError
 from core.format import BLOCK, BLOCK_SHIFT, DELETED, LIVE, LogRecord, VdiRecord
 from core.registry import Registry
@@ -83,17 +84,19 @@ class Names:
     Args:
         path: a file or a block device; it may be missing, or come and go.
         patience: seconds that a question waits for the store to be read.
+        cache: whose memory stands before it.
 
     Attributes:
         opened: ids of the VDIs that clients have open, as far as someone looked.
     """
 
-    def __init__(self, path: str, patience: float = PATIENCE) -> None:
+    def __init__(self, path: str, patience: float = PATIENCE, cache: Cache = "host") -> None:
         """Read nothing yet."""
         self.path = path
+        self.cache = cache
         self.opened: frozenset[int] = frozenset()
         self._patience = patience
-        self._reader = _Reader(path)
+        self._reader = _Reader(path, cache)
         self._lock = Lock()
         self._reading: Event | None = None
         self._began = 0.0
@@ -190,9 +193,10 @@ class Names:
 class _Reader:
     """Reads a store again and again, each time only what changed. One thread at a time."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, cache: Cache) -> None:
         self.known: Known | None = None
         self._path = path
+        self._cache = cache
         self._stamp: tuple[object, ...] = ()
         self._sums: dict[int, _Sums] = {}
         self._records: dict[int, VdiRecord] = {}
@@ -204,7 +208,7 @@ class _Reader:
         if stamp == self._stamp:
             return
         try:
-            with closing(Blockstore.open(self._path)) as store:
+            with closing(Blockstore.open(self._path, cache=self._cache)) as store:
                 self._read_records(store)
                 self._read_logs(store, wanted)
         except Exception:  # even a bug must not write over what someone types

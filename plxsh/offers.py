@@ -90,8 +90,18 @@ def _vdis(settings: Settings, incomplete: str) -> Items:
     names = settings.names
     records = names.vdis()
     by_id = _ids(names, records, incomplete) if incomplete.isdecimal() else []
-    about = partial(_about, names)
-    return by_id + [Offer(record.name, "vdi", about, record) for record in records]
+    about, about_id = partial(_about, names), partial(_about_id, names)
+    return by_id + [
+        Offer(str(record.id), "vdi", about_id, record)
+        if _like_an_option(record)
+        else Offer(record.name, "vdi", about, record)
+        for record in records
+    ]
+
+
+def _like_an_option(record: VdiRecord) -> bool:
+    """Say whether a name would be taken for an option; then its id is what can be typed."""
+    return record.name.startswith("-")
 
 
 def _deleted_vdis(settings: Settings, incomplete: str) -> Items:
@@ -99,8 +109,8 @@ def _deleted_vdis(settings: Settings, incomplete: str) -> Items:
     names = settings.names
     records = sorted(names.vdis(DELETED), key=lambda record: -record.deleted_ns)
     count = Counter(record.name for record in records)
-    twins = [record for record in records if count[record.name] > 1]
-    named = [record for record in records if count[record.name] == 1]
+    twins = [r for r in records if count[r.name] > 1 or _like_an_option(r)]
+    named = [r for r in records if count[r.name] == 1 and not _like_an_option(r)]
     items = [Offer(record.name, "vdi", _about_deleted, record) for record in named]
     typed_id = incomplete.isdecimal()
     by_id = _ids(names, records, incomplete) if typed_id else _ids(names, twins, "")
@@ -152,7 +162,7 @@ def _snapshots(settings: Settings, incomplete: str) -> Items:
     owners = [
         Offer(f"{record.name}@", "snapshot", partial(_about, names), record, more=True)
         for record in names.vdis()
-        if record.snapshots
+        if record.snapshots and not _like_an_option(record)
     ]
     if not incomplete.isdecimal():
         return (_of(names, selected, "") if selected else []) + owners

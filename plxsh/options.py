@@ -13,7 +13,7 @@ from typing import Any, Final
 import click
 from click.core import ParameterSource
 
-from plxsh.context import DEFAULT_STORE, OUTPUTS, Settings
+from plxsh.context import CACHES, DEFAULT_STORE, OUTPUTS, Settings
 from plxsh.params import FILE
 
 
@@ -56,6 +56,14 @@ _OPTIONS: Final[tuple[tuple[tuple[str, ...], dict[str, Any]], ...]] = (
             "metavar": "PATH",
             "envvar": "PARALLAX_STORE",
             "help": f"Blockstore to work on: a file or a device.  [default: {DEFAULT_STORE}]",
+        },
+    ),
+    (
+        ("--cache",),
+        {
+            "type": click.Choice(CACHES),
+            "envvar": "PARALLAX_CACHE",
+            "help": "none: past the page cache, for hosts that share a device.  [default: host]",
         },
     ),
     (

@@ -54,7 +54,7 @@ def overview(names: Names, socket: str) -> Overview:
         socket: where the tap of this user listens.
     """
     try:
-        with closing(Blockstore.open(names.path)) as store:
+        with closing(Blockstore.open(names.path, cache=names.cache)) as store:
             sb = store.sb
             used = sum(used_blocks(store, extent) for extent in range(1, sb.extents))
             total = (sb.extents - 1) * sb.extent_blocks

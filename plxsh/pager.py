@@ -21,8 +21,8 @@ import click
 from core.text import columns
 from plxsh.context import Settings, configured
 
-_DEFAULTS: Final = {"LESS": "FRX", "LV": "-c"}
-"""What makes pagers show colours, and leave the text on the screen when they end."""
+_DEFAULTS: Final = {"LESS": "FRXK", "LV": "-c"}
+"""What has pagers show colours, end with Ctrl-C, and leave the text on the screen."""
 _STYLE: Final = re.compile(r"\x1b\[[0-9;]*m")
 _NOT_FOUND: Final = 127
 

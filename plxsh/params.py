@@ -133,6 +133,16 @@ class VirtualDeviceType(CompletedType[str]):
     name = "VDEV"
 
 
+class PathType(click.Path):
+    """A file, a device or a folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path; fail when it is empty, as a variable of a script may be."""
+        if not value:
+            self.fail("the path is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class CommandLineType(click.ParamType[str]):
     """The words of another command."""
 
@@ -142,8 +152,8 @@ class CommandLineType(click.ParamType[str]):
 COMMAND_LINE: Final = CommandLineType()
 SIZE: Final = SizeType()
 FORMAT: Final = FormatType()
-FILE: Final = click.Path(readable=False)
-"""A file, a device or a folder; whether it may be read is for those to say who read it."""
+FILE: Final = PathType(readable=False)
+"""Whether it may be read is for those to say who read it."""
 VIRTUAL_DEVICE: Final = VirtualDeviceType()
 ADDRESS: Final = AddressType()
 VDI: Final = VdiType()
@@ -162,7 +172,7 @@ class WordsArgument(click.Argument):
 
     def __init__(self, decls: list[str], count: int = 1, **attrs: Any) -> None:
         """Take any number of words."""
-        super().__init__(decls, nargs=-1, **attrs)
+        super().__init__(decls, nargs=-1, **{"required": True, **attrs})
         self.count = count
 
     def type_cast_value(self, ctx: click.Context, value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from plxsh.config_check import complaints
 from plxsh.interpreter import Interpreter
 from plxsh.prompt.reader import LineReader, PlainReader, can_edit
 
@@ -17,6 +18,7 @@ def interact(shell: Interpreter) -> int:
         BadRequest: the configuration asks for keys that there are not.
     """
     reader = LineReader(shell) if can_edit() else PlainReader(shell)
+    shell.settings.warn(complaints(shell.cli, shell.settings))
     if not shell.settings.quiet:
         click.echo("'help' lists the commands, ? helps where you are, Ctrl-D leaves", err=True)
     status = 0

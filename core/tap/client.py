@@ -9,12 +9,14 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Final
 
 from core.tap.handshake import Handshake, ProtocolError, State
 from core.tap.loop import GONE, READ, WRITE, Loop
 from core.tap.shared import Shared
 from core.tap.transmission import Transmission
+from core.text import counted, human_size
 
 logger = logging.getLogger(__name__)
 
@@ -113,15 +115,27 @@ class Client:
         except _NOT_NOW:
             pass
         except ProtocolError as error:
-            self.close(f"protocol error: {error}")
+            self._refuse(f"protocol error: {error}")
+            self.close("protocol error")
+        except ssl.SSLError as error:
+            if self.transmission is None:  # later it is only a client that leaves rudely
+                self._refuse(f"TLS: {error.reason or error}")
+            self.close(str(error))
         except OSError as error:
             self.close(str(error))
         except Exception as error:
             self.failed(error)
 
+    def _refuse(self, why: str) -> None:
+        """Log that the client does not get what it wants."""
+        if self.transmission is None:
+            self._shared.totals.refused += 1
+        logger.warning("%s: %s", self.peer, why, extra={"event": "refused", "peer": self.peer})
+
     def failed(self, error: Exception) -> None:
         """Drop the client because of a bug."""
-        logger.error("%s: internal error", self.peer, exc_info=error)
+        fields = {"event": "bug", "peer": self.peer}
+        logger.error("%s: internal error", self.peer, exc_info=error, extra=fields)
         self.close("internal error")
 
     def update(self) -> None:
@@ -159,7 +173,7 @@ class Client:
         if not self._open:
             return
         self._open = False
-        logger.info("%s: %s", self.peer, why)
+        self._say_goodbye(why)
         self._shared.replies.clear()
         self._out.clear()
         self._loop.unwatch(self._fd)
@@ -167,6 +181,28 @@ class Client:
         if self.transmission is not None:
             self.transmission.close()
         self._told(self)
+
+    def _say_goodbye(self, why: str) -> None:
+        """Log why the connection ends, and what was done over it."""
+        fields: dict[str, object] = {"event": "disconnect", "peer": self.peer, "reason": why}
+        transmission = self.transmission
+        if transmission is None:
+            logger.debug("%s: %s", self.peer, why, extra=fields)
+            return
+        counts = transmission.counts
+        seconds = time.monotonic() - self.since
+        fields |= {"export": transmission.name, "seconds": round(seconds, 3), **asdict(counts)}
+        logger.info(
+            "%s: %s left after %s: %s, %s read, %s written (%s)",
+            transmission.name,
+            self.peer,
+            f"{seconds:.0f} s",
+            counted(counts.requests, "request"),
+            human_size(counts.bytes_read),
+            human_size(counts.bytes_written),
+            why,
+            extra=fields,
+        )
 
     # -- sending -----------------------------------------------------------------------
 
@@ -222,6 +258,9 @@ class Client:
 
     def _feed(self, data: bytes) -> None:
         answer = self._handshake.feed(data)
+        for why in self._handshake.refusals:
+            self._refuse(f"refused: {why}")
+        self._handshake.refusals.clear()
         if self._handshake.state is State.DONE:
             self._begin_transmission()
         self.send(memoryview(answer))
@@ -251,7 +290,19 @@ class Client:
         )
         self.transmission = transmission
         self._receive = transmission.receive
-        logger.info("%s: opened %s", self.peer, agreed.export.name)
+        access = "r" if agreed.export.vdi is None else "w"
+        logger.info(
+            "%s: opened by %s%s",
+            transmission.name,
+            self.peer,
+            ", read-only" if access == "r" else "",
+            extra={
+                "event": "connect",
+                "export": transmission.name,
+                "peer": self.peer,
+                "access": access,
+            },
+        )
 
 
 def peer_name(sock: socket.socket) -> str:

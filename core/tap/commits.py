@@ -8,6 +8,7 @@ each is answered after a commit that began after it.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Thread
@@ -15,6 +16,7 @@ from threading import Thread
 from core.commit import PendingCommit
 from core.errors import ParallaxError
 from core.session import Session
+from core.tap.counts import Durations
 from core.vdi import Vdi
 
 logger = logging.getLogger(__name__)
@@ -29,6 +31,10 @@ class Commits:
     Args:
         session: what is committed.
         wake: callable from any thread; makes the loop call `poll` soon.
+
+    Attributes:
+        took: how long commits took, from their beginning to their end.
+        failures: how many failed.
     """
 
     def __init__(self, session: Session, wake: Callable[[], None]) -> None:
@@ -38,6 +44,9 @@ class Commits:
         self._waiting: list[tuple[Vdi, Done]] = []
         self._group: list[tuple[Vdi, Done]] = []
         self._running: PendingCommit | None = None
+        self._begun = 0.0
+        self.took = Durations()
+        self.failures = 0
         self._synced = False
         self._queue: SimpleQueue[PendingCommit | None] = SimpleQueue()
         self._thread = Thread(target=self._sync, name="tap-commit", daemon=True)
@@ -62,19 +71,20 @@ class Commits:
                 pending.finish()
             except ParallaxError as failure:
                 error = failure
-            _answer(group, error)
+            self._answer(group, error)
         while self._waiting and self._running is None:
             self._group, self._waiting = self._waiting, []
             self._begin()
 
     def _begin(self) -> None:
         """Prepare a commit of the group and hand it to the thread."""
+        self._begun = time.monotonic()
         vdis = {vdi.id: vdi for vdi, _ in self._group}
         try:
             pending = self._session.begin_commit(vdis.values())
         except ParallaxError as error:
             group, self._group = self._group, []
-            _answer(group, error)
+            self._answer(group, error)
             return
         self._synced = False
         self._running = pending
@@ -87,15 +97,16 @@ class Commits:
             self._synced = True
             self._wake()
 
+    def _answer(self, group: list[tuple[Vdi, Done]], error: ParallaxError | None) -> None:
+        """Tell everyone in a group what became of their commit."""
+        self.took.add(time.monotonic() - self._begun)
+        if error is not None:
+            self.failures += 1
+            logger.error("commit failed: %s", error, extra={"event": "commit_failed"})
+        for _, done in group:
+            done(error)
+
     def close(self) -> None:
         """End the thread, after the commit it is at."""
         self._queue.put(None)
         self._thread.join()
-
-
-def _answer(group: list[tuple[Vdi, Done]], error: ParallaxError | None) -> None:
-    """Tell everyone in a group what became of their commit."""
-    if error is not None:
-        logger.error("commit failed: %s", error)
-    for _, done in group:
-        done(error)

@@ -108,6 +108,7 @@ class Handshake:
     Attributes:
         state: how far it is.
         agreed: its result.
+        refusals: why an export that was asked for was not given, for the log.
     """
 
     def __init__(self, exports: Exports, tls: bool = False, tls_required: bool = False) -> None:
@@ -131,6 +132,7 @@ class Handshake:
         self._context_of: str | None = None
         self.state = State.NEGOTIATING
         self.agreed = Agreed()
+        self.refusals: list[str] = []
 
     @staticmethod
     def greeting() -> bytes:
@@ -206,6 +208,8 @@ class Handshake:
     def _answer(self, option: int, data: bytes) -> Iterator[tuple[int, bytes]]:
         """Yield (type, payload) of each reply to an option."""
         if self._tls_required and option not in (OPT_STARTTLS, OPT_ABORT):
+            if option == OPT_GO:
+                self.refusals.append("TLS was not started")
             yield REP_ERR_TLS_REQD, b"start TLS first"
             return
         handler = self._options.get(option)
@@ -217,6 +221,8 @@ class Handshake:
         except ProtocolError as error:
             yield REP_ERR_INVALID, str(error).encode()
         except ParallaxError as error:
+            if option == OPT_GO:
+                self.refusals.append(error.message)
             yield _reply_type(error), error.message.encode()[:MAX_NAME]
 
     # -- options -----------------------------------------------------------------------

@@ -1,9 +1,10 @@
 """Jobs: requests that take a while, a step at a time.
 
 A job is a generator that runs in the loop thread. It yields `WouldBlock` when it needs
-bytes that are not in memory: they are read on a thread, which brings them into the page
-cache and touches nothing of the engine, and then the job goes on and looks again. So no
-block number is held from one step to the next. It yields None to let others have a turn.
+bytes that are not in memory: the device fetches them on a thread, which touches nothing of
+the engine, and then the job goes on and looks again. So no block number is held from one
+step to the next. It yields None to let others have a turn; what was fetched for it is kept
+until then, or until it is done.
 """
 
 from __future__ import annotations
@@ -15,13 +16,27 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Final
 
-from core.device import BlockDevice
+from core.device import BlockDevice, Release
 from core.errors import ParallaxError, WouldBlock
 
 Steps = Generator[WouldBlock | None, None, None]
 
 _THREADS: Final = 4
-_SCRATCH: Final = 256 << 10
+
+
+class _Job:
+    """A job that was begun, and what lets go of the bytes that were fetched for it."""
+
+    __slots__ = ("fetched", "steps")
+
+    def __init__(self, steps: Steps) -> None:
+        self.steps = steps
+        self.fetched: list[Release] = []
+
+    def release(self) -> None:
+        """Let go of what was fetched."""
+        while self.fetched:
+            self.fetched.pop()()
 
 
 class Jobs:
@@ -31,7 +46,7 @@ class Jobs:
     the reads do.
 
     Args:
-        device: where bytes are read ahead of a job.
+        device: what fetches the bytes that a job needs.
         wake: callable from any thread; makes the loop call `run` soon.
     """
 
@@ -39,8 +54,8 @@ class Jobs:
         """Start the threads that read."""
         self._device = device
         self._wake = wake
-        self._ready: deque[Steps] = deque()
-        self._missing: SimpleQueue[tuple[Steps, WouldBlock] | None] = SimpleQueue()
+        self._ready: deque[_Job] = deque()
+        self._missing: SimpleQueue[tuple[_Job, WouldBlock] | None] = SimpleQueue()
         self._threads = [
             Thread(target=self._fetch_all, name=f"tap-read-{n}", daemon=True)
             for n in range(_THREADS)
@@ -55,28 +70,35 @@ class Jobs:
 
     def add(self, steps: Steps, needs: WouldBlock | None = None) -> None:
         """Take a job on; with `needs`, its first step comes when those bytes are there."""
+        job = _Job(steps)
         if needs is None:
-            self._ready.append(steps)
+            self._ready.append(job)
         else:
-            self._missing.put((steps, needs))
+            self._missing.put((job, needs))
 
     def run(self) -> None:
         """Do one step of each job that is ready."""
         for _ in range(len(self._ready)):
-            steps = self._ready.popleft()
-            with suppress(StopIteration):
-                self.add(steps, next(steps))
+            job = self._ready.popleft()
+            try:
+                needs = next(job.steps)
+            except StopIteration:
+                job.release()
+                continue
+            if needs is None:
+                job.release()
+                self._ready.append(job)
+            else:
+                self._missing.put((job, needs))
 
     def _fetch_all(self) -> None:
         """Bring bytes into memory, on a thread, until `close`."""
-        scratch = memoryview(bytearray(_SCRATCH))
         while (wanted := self._missing.get()) is not None:
-            steps, needs = wanted
-            end = needs.offset + needs.length
+            job, needs = wanted
             with suppress(ParallaxError):  # which the job will meet as well
-                for at in range(needs.offset, end, _SCRATCH):
-                    self._device.preadv(at, [scratch[: min(_SCRATCH, end - at)]])
-            self._ready.append(steps)
+                for offset, length in needs.ranges:
+                    job.fetched.append(self._device.fetch(offset, length))
+            self._ready.append(job)
             self._wake()
 
     def close(self) -> None:
@@ -88,6 +110,7 @@ class Jobs:
             self._missing.put(None)
         for thread in self._threads:
             thread.join()
-        for steps in self._ready:
-            steps.close()
+        for job in self._ready:
+            job.steps.close()
+            job.release()
         self._ready.clear()

@@ -64,16 +64,17 @@ def _remove_stale(path: str) -> None:
             raise InUse(f"a server listens on {path} already", "stop it, or choose another path")
 
 
-def listen_tcp(host: str, port: int, private: bool) -> list[socket.socket]:
+def listen_tcp(host: str, port: int, public: bool) -> list[socket.socket]:
     """Listen on a TCP port.
 
     Args:
         host: address or name to listen on.
         port: its number, 0 for any that is free.
-        private: whether connections will use TLS.
+        public: whether other hosts may reach it; connections then use TLS, or have nothing
+            to hide.
 
     Raises:
-        BadRequest: the address can be reached from other hosts and there is no TLS, or
+        BadRequest: the address can be reached from other hosts and that is not allowed, or
             it is no address of this host.
         InUse: the port is taken.
     """
@@ -81,7 +82,7 @@ def listen_tcp(host: str, port: int, private: bool) -> list[socket.socket]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise BadRequest(f"{host!r} is no address: {error.strerror}", "use ADDR:PORT") from error
-    if not private:
+    if not public:
         _refuse_public([str(address[0]) for *_, address in found])
     sockets: list[socket.socket] = []
     try:

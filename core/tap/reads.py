@@ -22,7 +22,7 @@ from core.tap.protocol import (
     STATE_DATA,
     STATE_HOLE,
 )
-from core.tap.replies import ARENA, Replies, errno_of
+from core.tap.replies import ARENA, Replies
 
 if TYPE_CHECKING:
     from core.tap.transmission import Transmission
@@ -75,6 +75,7 @@ class Reads:
             self._connection.send()
         miss = self._try_read(cookie, offset, length, flags, False)
         if miss is not None:
+            self._connection.counts.missed += 1
             self._connection.later(self.reading(cookie, offset, length, flags), miss)
 
     def reading(self, cookie: int, offset: int, length: int, flags: int) -> Steps:
@@ -108,22 +109,30 @@ class Reads:
             return miss
         except ParallaxError as error:
             replies.used = used
-            self.fail(cookie, errno_of(error), error.message)
+            self.fail(cookie, self._connection.errno_of(error), error.message)
         return None
 
     def _read_chunks(self, cookie: int, offset: int, length: int, wait: bool) -> None:
         """Answer a READ with its data and its holes."""
         replies = self._replies
         end = offset + length
+        missing: list[tuple[int, int]] = []
         for start, part, data in self._image.extents(offset, length, wait):
             last = start + part == end
             if data:
-                self._image.read_into(start, replies.chunk_of_data(cookie, start, part, last), wait)
+                place = replies.chunk_of_data(cookie, start, part, last)
+                try:
+                    self._image.read_into(start, place, wait)
+                except WouldBlock as miss:
+                    missing += miss.ranges
             else:
                 replies.chunk_of_hole(cookie, start, part, last)
+        if missing:
+            raise WouldBlock(*missing)
 
     def cache(self, cookie: int, offset: int, length: int, _flags: int) -> None:
         """CACHE: bring a range into memory."""
+        self._connection.counts.caches += 1
         if offset + length > self._image.size:
             self._replies.simple(cookie, EINVAL)
         else:
@@ -143,7 +152,7 @@ class Reads:
                 yield miss
                 continue
             except ParallaxError as error:
-                self._replies.simple(cookie, errno_of(error))
+                self._replies.simple(cookie, self._connection.errno_of(error))
                 return
             misses = 0
             offset += len(part)
@@ -152,6 +161,7 @@ class Reads:
 
     def block_status(self, cookie: int, offset: int, length: int, flags: int) -> None:
         """BLOCK_STATUS: which parts of a range are stored."""
+        self._connection.counts.statuses += 1
         if not self._allocation:
             self.fail(cookie, EINVAL, "base:allocation was not asked for")
         elif not length or offset + length > self._image.size:
@@ -183,7 +193,7 @@ class Reads:
         except WouldBlock as miss:
             return miss
         except ParallaxError as error:
-            self.fail(cookie, errno_of(error), error.message)
+            self.fail(cookie, self._connection.errno_of(error), error.message)
         else:
             self._replies.block_status(cookie, CONTEXT_ID, found)
         return None

@@ -21,6 +21,8 @@ from core.tap.protocol import (
     EINVAL,
     EIO,
     ENOSPC,
+    ENOTSUP,
+    EOVERFLOW,
     EPERM,
     ERROR_CHUNK,
     HOLE_CHUNK,
@@ -54,13 +56,15 @@ class Replies:
         data: the bytes.
         view: the same bytes, to slice without a copy.
         used: how many of them are replies.
+        errors: how often each of the protocol's numbers was the answer.
     """
 
-    __slots__ = ("data", "used", "view")
+    __slots__ = ("data", "errors", "used", "view")
 
     def __init__(self) -> None:
         """Start empty."""
         self.used = 0
+        self.errors = dict.fromkeys((EPERM, EIO, EINVAL, ENOSPC, EOVERFLOW, ENOTSUP), 0)
         self.data = bytearray(ARENA + ROOM)
         self.view = memoryview(self.data)
 
@@ -80,12 +84,15 @@ class Replies:
 
     def simple(self, cookie: int, error: int = 0) -> None:
         """Add a reply without data."""
+        if error:
+            self.errors[error] += 1
         self.room(SIMPLE.size)
         SIMPLE.pack_into(self.data, self.used, SIMPLE_WORD | error, cookie)
         self.used += SIMPLE.size
 
     def error(self, cookie: int, error: int, message: str) -> None:
         """Add a structured reply that says what went wrong."""
+        self.errors[error] += 1
         text = message.encode()[:_MAX_MESSAGE]
         self.room(ERROR_CHUNK.size + len(text))
         word = CHUNK_WORD | CHUNK_DONE << 16 | CHUNK_ERROR

@@ -26,7 +26,9 @@ from core.errors import BadRequest
 from core.session import Session
 from core.tap.client import Client
 from core.tap.commits import Commits
+from core.tap.counts import Totals
 from core.tap.exports import Exports
+from core.tap.http import PATH, Pages
 from core.tap.jobs import Jobs
 from core.tap.listen import listen_tcp, listen_unix, refuse_public_sockets, tls_context, tune
 from core.tap.loop import READ, Loop
@@ -36,6 +38,9 @@ from core.tap.shared import Shared
 from core.tap.status import StatusReply, document, status_path
 
 logger = logging.getLogger(__name__)
+
+Welcome = Callable[[socket.socket], None]
+"""Takes a connection that was just accepted."""
 
 COMMIT_INTERVAL: Final = 5.0
 """Seconds after which what was written is committed without being asked."""
@@ -54,9 +59,11 @@ class Tap:
         tls: folder of certificates; TCP clients have to use TLS, others may.
         commit_interval: seconds between commits of what was written.
         inherited: sockets that listen already.
+        metrics: address and port where it tells its metrics over HTTP, if any.
 
     Attributes:
         addresses: where it listens.
+        metrics_addresses: where it tells its metrics.
 
     Raises:
         BadRequest, InUse, NotFound, ReadOnly: it cannot listen there.
@@ -70,37 +77,49 @@ class Tap:
         tls: str | None = None,
         commit_interval: float = COMMIT_INTERVAL,
         inherited: list[socket.socket] | None = None,
+        metrics: tuple[str, int] | None = None,
     ) -> None:
         """Listen, but answer nobody before `run`."""
         self._session = session
         self._interval = commit_interval
         self._tls: ssl.SSLContext | None = tls_context(tls) if tls else None
-        self._listeners: list[socket.socket] = list(inherited or ())
+        listeners = list(inherited or ())
+        self._doors: list[tuple[socket.socket, Welcome]] = []
         self._unlink: list[tuple[str, int]] = []
         self._clients: set[Client] = set()
         self._since = time.time()
         self._stopping = False
         self._paused = False
         if self._tls is None:
-            refuse_public_sockets(self._listeners)
-        if unix is None and tcp is None and not self._listeners:
+            refuse_public_sockets(listeners)
+        if unix is None and tcp is None and not listeners:
             raise BadRequest("the tap has nowhere to listen", "use --unix or --tcp")
-        self._status: socket.socket | None = None
+        told: list[socket.socket] = []
         try:
+            self._doors = [(sock, self._welcome) for sock in listeners]
             if tcp is not None:
-                self._listeners += listen_tcp(*tcp, private=self._tls is not None)
+                listeners += self._open(listen_tcp(*tcp, self._tls is not None), self._welcome)
             if unix is not None:
-                self._listeners.append(self._listen_unix(unix))
-                self._status = self._listen_unix(status_path(unix))
+                listeners += self._open([self._listen_unix(unix)], self._welcome)
+                self._open([self._listen_unix(status_path(unix))], self._tell_status)
+            if metrics is not None:
+                told = self._open(listen_tcp(*metrics, public=True), self._tell_metrics)
         except BaseException:
-            self._close_listeners()
+            self._close_doors()
             raise
-        self.addresses = [sock.getsockname() for sock in self._listeners]
+        self.addresses = [sock.getsockname() for sock in listeners]
+        self.metrics_addresses = [sock.getsockname() for sock in told]
         self._loop = Loop()
         commits = Commits(session, self._loop.wake)
         jobs = Jobs(session.store.device, self._loop.wake)
         exports = Exports(session, commits)
-        self._shared = Shared(session, exports, commits, jobs, Replies())
+        self._shared = Shared(session, exports, commits, jobs, Replies(), Totals())
+        self._pages = _pages(self._loop, self._shared) if metrics else None
+
+    def _open(self, sockets: list[socket.socket], welcome: Welcome) -> list[socket.socket]:
+        """Have connections to these sockets welcomed."""
+        self._doors += [(sock, welcome) for sock in sockets]
+        return sockets
 
     def _listen_unix(self, path: str) -> socket.socket:
         sock = listen_unix(path)
@@ -115,7 +134,8 @@ class Tap:
         Raises:
             NoSpace, IoFailed, Fenced: the last commit failed.
         """
-        self._watch_listeners()
+        self._watch_doors()
+        self._say_where()
         shared = self._shared
         due = time.monotonic() + self._interval
         try:
@@ -131,11 +151,14 @@ class Tap:
                 client.close("the server stopped")
             shared.jobs.close()
             shared.commits.close()
-            self._close_listeners()
+            self._close_doors()
+            if self._pages is not None:
+                self._pages.close()
             try:
                 shared.exports.close()
             finally:
                 self._loop.close()
+        logger.info("stopped; everything is committed", extra={"event": "stopped"})
 
     def stop(self) -> None:
         """Make `run` end soon; may be called from any thread or signal handler."""
@@ -152,17 +175,24 @@ class Tap:
     def _tick(self, now: float) -> None:
         """Do what is to be done now and then."""
         self._shared.exports.settle_all()
+        clock = time.time()
         for client in list(self._clients):
-            if client.transmission is not None:
-                client.transmission.shrink()
+            transmission = client.transmission
+            if transmission is not None:
+                transmission.shrink()
+                transmission.recent.sample(clock, transmission.counts)
             elif now - client.since > _HANDSHAKE_LIMIT:
                 client.close("no export was chosen in time")
+        self._shared.totals.prune({e.name for e in self._shared.exports.open.values()})
+        if self._pages is not None:
+            self._pages.expire(now)
         if self._paused:
-            self._watch_listeners()
+            self._watch_doors()
 
     def _finish(self) -> None:
         """Answer what was asked before the end, as long as clients take the replies."""
-        self._close_listeners()
+        logger.info("stopping", extra={"event": "stopping", "connections": len(self._clients)})
+        self._close_doors()
         for client in list(self._clients):
             client.stop()
         until = time.monotonic() + _GRACE
@@ -173,43 +203,41 @@ class Tap:
 
     # -- accepting ---------------------------------------------------------------------
 
-    def _watch_listeners(self) -> None:
+    def _watch_doors(self) -> None:
         self._paused = False
-        for sock in self._listeners:
-            self._loop.watch(sock.fileno(), partial(self._accept, sock), READ)
-        if self._status is not None:
-            self._loop.watch(self._status.fileno(), self._accept_status, READ)
+        for sock, welcome in self._doors:
+            self._loop.watch(sock.fileno(), partial(self._accept, sock, welcome), READ)
 
-    def _accept(self, listener: socket.socket, _events: int) -> None:
-        sock = self._accept_from(listener)
-        if sock is None:
+    def _accept(self, listener: socket.socket, welcome: Welcome, _events: int) -> None:
+        try:
+            sock, _ = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
             return
+        except OSError as error:
+            # Out of descriptors: ask again at the next tick rather than all the time.
+            logger.error("cannot accept a connection: %s", error, extra={"event": "accept_failed"})
+            self._unwatch_doors()
+            return
+        welcome(sock)
+
+    def _welcome(self, sock: socket.socket) -> None:
+        """Take a client."""
         try:
             tune(sock)
         except OSError:
             sock.close()
             return
+        self._shared.totals.connections += 1
         required = self._tls is not None and sock.family != socket.AF_UNIX
         client = Client(self._loop, self._shared, sock, self._tls, required, self._forget)
         self._clients.add(client)
 
-    def _accept_from(self, listener: socket.socket) -> socket.socket | None:
-        try:
-            sock, _ = listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return None
-        except OSError as error:
-            # Out of descriptors: ask again at the next tick rather than all the time.
-            logger.error("cannot accept a connection: %s", error)
-            self._unwatch_listeners()
-            return None
-        return sock
+    def _tell_status(self, sock: socket.socket) -> None:
+        StatusReply(self._loop, sock, self.status())
 
-    def _accept_status(self, _events: int) -> None:
-        assert self._status is not None
-        sock = self._accept_from(self._status)
-        if sock is not None:
-            StatusReply(self._loop, sock, self.status())
+    def _tell_metrics(self, sock: socket.socket) -> None:
+        assert self._pages is not None
+        self._pages.greet(sock)
 
     def status(self) -> dict[str, Any]:
         """Return what the status socket tells."""
@@ -217,26 +245,53 @@ class Tap:
 
     def _forget(self, client: Client) -> None:
         self._clients.discard(client)
+        if client.transmission is not None:
+            self._shared.totals.retire(client.transmission.name, client.transmission.counts)
 
-    def _unwatch_listeners(self) -> None:
+    def _unwatch_doors(self) -> None:
         if not self._paused:
             self._paused = True
-            for sock in [*self._listeners, *([self._status] if self._status else [])]:
+            for sock, _ in self._doors:
                 self._loop.unwatch(sock.fileno())
 
-    def _close_listeners(self) -> None:
+    def _close_doors(self) -> None:
         """Stop listening and remove the socket files, unless somebody replaced them."""
-        for sock in [*self._listeners, *([self._status] if self._status else [])]:
+        for sock, _ in self._doors:
             with suppress(KeyError, AttributeError):
                 self._loop.unwatch(sock.fileno())
             sock.close()
-        self._listeners.clear()
-        self._status = None
+        self._doors.clear()
         for path, inode in self._unlink:
             with suppress(FileNotFoundError):
                 if os.stat(path).st_ino == inode:
                     os.unlink(path)
         self._unlink.clear()
+
+    def _say_where(self) -> None:
+        """Log where clients can connect."""
+        store = self._session.store.device.name
+        listening = [*map(_shown, self.addresses)]
+        told = [f"http://{_shown(address)}{PATH}" for address in self.metrics_addresses]
+        logger.info(
+            "%s: listening on %s",
+            store,
+            ", ".join(listening + told),
+            extra={"event": "listening", "store": store, "sockets": listening, "metrics": told},
+        )
+
+
+def _shown(address: Any) -> str:
+    """Return the address of a socket as people write it."""
+    if not isinstance(address, tuple):
+        return str(address)
+    return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
+
+
+def _pages(loop: Loop, shared: Shared) -> Pages:
+    """Return what tells the metrics."""
+    from core.tap.metrics import CONTENT_TYPE, Metrics  # only for those who asked for it
+
+    return Pages(loop, shared.jobs, Metrics(shared).page, CONTENT_TYPE)
 
 
 def serve(
@@ -246,6 +301,7 @@ def serve(
     tcp: tuple[str, int] | None = None,
     tls: str | None = None,
     commit_interval: float = COMMIT_INTERVAL,
+    metrics: tuple[str, int] | None = None,
     ready: Callable[[], None] | None = None,
 ) -> None:
     """Serve the VDIs of a session over NBD until SIGTERM or SIGINT; see `Tap`.
@@ -258,13 +314,14 @@ def serve(
         tcp: address and port to listen on.
         tls: folder with `server-cert.pem`, `server-key.pem` and perhaps `ca-cert.pem`.
         commit_interval: seconds between commits of what was written.
+        metrics: address and port where `GET /metrics` is answered.
         ready: called when clients can connect.
 
     Raises:
         BadRequest, InUse, NotFound, ReadOnly: it cannot listen there.
         NoSpace, IoFailed, Fenced: the last commit failed.
     """
-    tap = Tap(session, unix, tcp, tls, commit_interval, inherited_sockets())
+    tap = Tap(session, unix, tcp, tls, commit_interval, inherited_sockets(), metrics)
     _raise_descriptor_limit()
 
     def stop(_number: int, _frame: FrameType | None) -> None:

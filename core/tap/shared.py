@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from core.session import Session
 from core.tap.commits import Commits
+from core.tap.counts import Totals
 from core.tap.exports import Exports
 from core.tap.jobs import Jobs
 from core.tap.replies import Replies
@@ -20,3 +21,4 @@ class Shared:
     commits: Commits
     jobs: Jobs
     replies: Replies
+    totals: Totals

@@ -61,7 +61,12 @@ def _describe(export: Export) -> dict[str, Any]:
         "size": export.image.size,
         "since": export.since,
         "connections": [
-            {"peer": c.peer, "since": c.since, "counts": asdict(c.counts)}
+            {
+                "peer": c.peer,
+                "since": c.since,
+                "counts": asdict(c.counts),
+                "recent": {"since": c.recent.told[0], "counts": asdict(c.recent.told[1])},
+            }
             for c in export.connections
         ],
     }

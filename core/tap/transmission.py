@@ -9,12 +9,13 @@ them next to each other. What cannot be done at once becomes a job (`core.tap.jo
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from core.errors import ParallaxError, WouldBlock
+from core.tap.counts import Counts, Recent
 from core.tap.exports import Export
 from core.tap.handshake import Agreed, ProtocolError
 from core.tap.jobs import Steps
@@ -29,6 +30,7 @@ from core.tap.protocol import (
     CMD_WRITE_ZEROES,
     DATA_CHUNK,
     EINVAL,
+    EIO,
     LAST_DATA_WORD,
     MAX_BLOCK,
     REQUEST,
@@ -45,21 +47,12 @@ from core.tap.writes import Writes
 if TYPE_CHECKING:
     from core.tap.client import Client
 
+logger = logging.getLogger(__name__)
+
 _BUFFER: Final = 128 << 10
 _BASE: Final = 4
 """Where the buffer's first request begins, so that the data behind its head is aligned."""
 _MAX_WAITING: Final = 256
-
-
-@dataclass(slots=True)
-class Counts:
-    """What a connection did so far."""
-
-    requests: int = 0
-    reads: int = 0
-    writes: int = 0
-    bytes_read: int = 0
-    bytes_written: int = 0
 
 
 class Transmission:
@@ -76,6 +69,8 @@ class Transmission:
         closed: whether the client is gone.
         waiting: requests that are not answered yet.
         counts: what was asked so far.
+        recent: what had been asked a moment ago.
+        name: that of the export.
         peer: who it is, to show.
         since: when it connected, in seconds of Unix time.
     """
@@ -100,8 +95,10 @@ class Transmission:
         self.waiting = 0
         self._leaving = False
         self.counts = Counts()
+        self.name = export.name
         self.peer = client.peer
         self.since = time.time()
+        self.recent = Recent(self.since)
         self._reads = Reads(self, export.image, shared.replies, agreed)
         self._writes = Writes(self, shared, export)
         self._handlers: dict[int, Callable[[int, int, int, int], None]] = {
@@ -155,7 +152,7 @@ class Transmission:
         structured, writable = self._structured, self._export.vdi is not None
         buffer, view, end, at = self._buffer, self._view, self._end, self._start
         data, out_view, out = replies.data, replies.view, replies.used
-        reads = bytes_read = requests = 0
+        reads = bytes_read = requests = missed = 0
         writes: list[tuple[int, memoryview]] = []
         cookies: list[int] = []
         need = REQUEST.size
@@ -184,13 +181,14 @@ class Transmission:
                 try:
                     read_into(offset, out_view[out + head : after], False)
                 except WouldBlock as miss:
+                    missed += 1
                     self.later(self._reads.reading(cookie, offset, length, 0), miss)
                     if self.full:
                         break
                     continue
                 except ParallaxError as error:
                     replies.used = out
-                    self._reads.fail(cookie, errno_of(error), error.message)
+                    self._reads.fail(cookie, self.errno_of(error), error.message)
                     out = replies.used
                     continue
                 if structured:
@@ -252,6 +250,7 @@ class Transmission:
         counts.requests += requests
         client.took(requests)
         counts.reads += reads
+        counts.missed += missed
         counts.bytes_read += bytes_read
         client.update()
 
@@ -292,6 +291,19 @@ class Transmission:
         if replies.used:
             self._client.send(replies.view[: replies.used])
             replies.clear()
+
+    def errno_of(self, error: ParallaxError) -> int:
+        """Log why a request fails, and return the protocol's number for it."""
+        number = errno_of(error)
+        logger.log(
+            logging.ERROR if number == EIO else logging.WARNING,
+            "%s: a request of %s failed: %s",
+            self.name,
+            self.peer,
+            error.message,
+            extra={"event": "request_failed", "export": self.name, "peer": self.peer},
+        )
+        return number
 
     def later(self, steps: Steps, needs: WouldBlock | None = None) -> None:
         """Have a request carried out as a job."""

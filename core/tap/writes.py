@@ -58,7 +58,7 @@ class Writes:
         except ParallaxError as error:
             errors = [error] * len(writes)
         for cookie, failure in zip(cookies, errors, strict=True):
-            replies.simple(cookie, errno_of(failure) if failure else 0)
+            replies.simple(cookie, self._connection.errno_of(failure) if failure else 0)
         writes.clear()
         cookies.clear()
         if vdi.map.dirty > MAX_DIRTY:
@@ -73,11 +73,13 @@ class Writes:
 
     def trim(self, cookie: int, offset: int, length: int, flags: int) -> None:
         """TRIM: give a range back."""
+        self._connection.counts.trims += 1
         if self._may_change(cookie, offset, length, flags & ~FLAG_FUA):
             self._change(cookie, flags, lambda vdi: vdi.trim(offset, length))
 
     def write_zeroes(self, cookie: int, offset: int, length: int, flags: int) -> None:
         """WRITE_ZEROES: as TRIM, which is fast, unless the zeros have to take space."""
+        self._connection.counts.zeroes += 1
         unknown = flags & ~(FLAG_FUA | FLAG_NO_HOLE | FLAG_FAST_ZERO)
         if not self._may_change(cookie, offset, length, unknown):
             return
@@ -130,7 +132,7 @@ class Writes:
                     raise
                 change(vdi)
         except ParallaxError as error:
-            self._replies.simple(cookie, errno_of(error))
+            self._replies.simple(cookie, self._connection.errno_of(error))
             return False
         if vdi.map.dirty > MAX_DIRTY:
             self._shared.exports.settle(self._export)
@@ -138,6 +140,7 @@ class Writes:
 
     def flush(self, cookie: int, _offset: int, _length: int, _flags: int) -> None:
         """FLUSH: answer when all that was answered before is durable."""
+        self._connection.counts.flushes += 1
         self._when_durable(cookie)
 
     def _when_durable(self, cookie: int) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from core.text import printable
-from plxsh.context import Settings
+from plxsh.context import CACHES, Settings, cache_mode
 from plxsh.grammar import Reading, read
 from plxsh.groups import Group
 
@@ -143,8 +143,10 @@ def _candidates(words: Sequence[str], fragment: str) -> tuple[str, list[Candidat
     settings = Settings()
     options = _options(read(command, given, settings).context)
     settings.store = options.get("store") or os.environ.get("PARALLAX_STORE", "")
+    cache = options.get("cache") or os.environ.get("PARALLAX_CACHE")
+    settings.cache = cache_mode(cache) if cache in CACHES else None
     settings.configure(options.get("config") or os.environ.get("PARALLAX_CONFIG"))
-    settings.names = Names(settings.store, _PATIENCE)
+    settings.names = Names(settings.store, _PATIENCE, settings.caching)
     asked = _param_at(read(command, given, settings), fragment)
     if asked is not None and isinstance(asked.type, click.Path):
         return "files", []

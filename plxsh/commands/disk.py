@@ -143,16 +143,20 @@ _socket = click.option(
         "plxsh disk xen --from-legacy 'tap:parallax:0,sda1,w,0'",
     ]
 )
-@click.argument("vdi", type=VDI_OR_SNAPSHOT, required=False)
-@click.argument("vdev", type=VIRTUAL_DEVICE, required=False)
+@click.argument("vdi", metavar="VDI", type=VDI_OR_SNAPSHOT, required=False)
+@click.argument("vdev", metavar="VDEV", type=VIRTUAL_DEVICE, required=False)
 @click.argument("access", metavar="[r|w]", type=click.Choice(["r", "w"]), required=False)
-@click.option("--backend", metavar="DOM", default="", help="Domain that runs the tap.")
+@click.option(
+    "--backend", metavar="DOM", default="", help="Domain that runs the tap.  [default: dom0]"
+)
 @click.option("--legacy", is_flag=True, help="The line of the original tap driver.")
 @click.option("--from-legacy", metavar="LINE", help="Translate a line of the original tap driver.")
 @_socket
+@click.pass_context
 @pass_settings
 def xen(
     settings: Settings,
+    ctx: click.Context,
     vdi: str | None,
     vdev: str | None,
     access: str | None,
@@ -165,13 +169,17 @@ def xen(
 
     Without r or w a VDI is writable, a snapshot is not.
     """
+    shifted = settings.vdi and access is None and vdev in (None, "r", "w")
+    if shifted and from_legacy is None:  # the VDI is that of `use`
+        vdi, vdev, access = settings.vdi, vdi, vdev
     if from_legacy is not None:
         if vdi is not None:
             raise click.UsageError("--from-legacy takes all from its line: give no VDI besides")
         line = parse_legacy(from_legacy)
         _export(settings, line.export)  # refuse a VDI that there is not
     elif vdi is None or vdev is None:
-        raise click.UsageError(f"Missing argument '{'VDI' if vdi is None else 'VDEV'}'.")
+        missing = ctx.command.params[0 if vdi is None else 1]
+        raise click.MissingParameter(ctx=ctx, param=missing)
     else:
         export, writable = _export(settings, vdi, access)
         line = XenDisk(export, vdev, writable, backend)

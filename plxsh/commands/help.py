@@ -8,6 +8,7 @@ from typing import Final
 
 import click
 
+from core.errors import BadRequest
 from plxsh.context import Settings, pass_settings
 from plxsh.grammar import read
 from plxsh.groups import Command
@@ -73,8 +74,11 @@ def help_(settings: Settings, ctx: click.Context, words: tuple[str, ...]) -> Non
         show(settings, _overview(shell.cli, settings))
         return
     reading = read(shell.cli, words, settings)
-    if any(role.kind == "wrong" for role in reading.roles):  # the command itself says it best
-        ctx.exit(shell.call([*words, "--help"], replace(settings, command=""), "plxsh"))
+    for word, role in zip(words, reading.roles, strict=False):
+        if role.kind == "wrong" and isinstance(role.command, click.Group):  # it says so best
+            ctx.exit(shell.call([*words, "--help"], replace(settings, command=""), "plxsh"))
+        if role.kind not in ("group", "command"):
+            raise BadRequest(f"{word!r} is no command", "help is on commands: 'help vdi create'")
     show(settings, reading.command.get_help(reading.context) + "\n")
 
 

@@ -98,7 +98,7 @@ def validate(settings: Settings, contents: str, source: str, image_format: str |
     if settings.output in ("json", "yaml"):
         result = {"equal": True, "source": source, "bytes": size}
         render.data(settings, {"validate": result})
-    settings.note(f"{contents} and {source} are equal: {human_size(size)}")
+    settings.note(f"{settings.named(contents)} and {source} are equal: {human_size(size)}")
 
 
 @click.command(
@@ -111,14 +111,20 @@ def validate(settings: Settings, contents: str, source: str, image_format: str |
 )
 @click.argument("contents", metavar="VDI|SNAPSHOT", cls=WordsArgument, type=VDI_OR_SNAPSHOT)
 @click.argument("target", type=FILE)
-@click.option("--format", "image_format", type=FORMAT, default="raw", help="Such as qcow2.")
+@click.option(
+    "--format",
+    "image_format",
+    type=FORMAT,
+    default="raw",
+    help="Format of TARGET: raw, or another that qemu-img knows, such as qcow2.",
+)
 @click.option("--force", is_flag=True, help="Replace a file, overwrite a device; asks first.")
 @pass_settings
 def export(settings: Settings, contents: str, target: str, image_format: str, force: bool) -> None:
-    """Write a VDI or a snapshot to an image file, sparse, or to - (standard output).
+    """Write a VDI or a snapshot to an image file or to - (standard output).
 
-    The image is raw unless --format says otherwise. A VDI must not be in use, a snapshot may.
-    --force asks for the last part of TARGET to be typed.
+    The file is sparse, and raw unless --format says otherwise. A VDI must not be in use, a
+    snapshot may. --force asks for the last part of TARGET to be typed.
     """
     from core import transfer
 
@@ -140,7 +146,7 @@ def export(settings: Settings, contents: str, target: str, image_format: str, fo
             transfer.export(image, target, image_format, force, progress, convert)
     if target == "-" and not settings.dry_run:
         return  # standard output is the image
-    what = f"{contents} to {target}: {human_size(size)}"
+    what = f"{settings.named(contents)} to {target}: {human_size(size)}"
     result = {"export": {"target": target, "bytes": size}}
     render.outcome(settings, "export", "exported", what, result)
 

@@ -36,7 +36,7 @@ def use(settings: Settings, vdi: str | None, none: bool) -> None:
     """Choose the VDI for commands that are given none.
 
     Then 'snap create' takes a snapshot of it, and @LABEL is a snapshot of it. The prompt
-    shows its name. 'use --none' forgets it.
+    shows its name. 'use' alone prints it, 'use --none' forgets it.
     """
     shell = _shell(settings)
     if none:
@@ -48,7 +48,8 @@ def use(settings: Settings, vdi: str | None, none: bool) -> None:
     elif not shell.used:
         settings.note("no VDI is chosen; 'use VDI' chooses one")
     else:
-        click.echo(shell.used)
+        with closing(settings.blockstore()) as opened:
+            click.echo(Registry(opened).find(settings.vdi).name)
 
 
 @click.command(cls=Command, examples=["plxsh source nightly.plx"], effect="destroys")

@@ -59,7 +59,12 @@ def snap() -> None:
 
 @snap.command(examples=["plxsh snap create base --label patched"], effect="changes")
 @click.argument("vdi", type=VDI)
-@click.option("--label", default="", help="A name for it; then VDI@LABEL means this snapshot.")
+@click.option(
+    "--label",
+    metavar="LABEL",
+    default="",
+    help="A name for it; then VDI@LABEL means this snapshot.",
+)
 @pass_settings
 def create(settings: Settings, vdi: str, label: str) -> None:
     """Take a snapshot of a VDI and print its id (BLOCK OFFSET)."""

@@ -1,16 +1,18 @@
-"""`plxsh store`: make, measure, grow and check a blockstore."""
+"""`plxsh store`: make, measure, grow, clean up and check a blockstore."""
 
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from core.blockstore import Blockstore
-from core.device import FileDevice, lock_holder
-from core.errors import BadRequest, Corrupt, ParallaxError
+from core.device import lock_holder
+from core.direct import open_device
+from core.errors import BadRequest, Corrupt, NotSupported, ParallaxError
 from core.format import (
     BLOCK_SHIFT,
     LIVE,
@@ -30,6 +32,7 @@ from plxsh.render import Column
 
 if TYPE_CHECKING:
     from core.check import Report
+    from core.reclaim import Account, Reclaim
     from core.repair import Step
 
 _INFO: Final = (
@@ -48,10 +51,13 @@ _INFO: Final = (
     Column("served_by", "In use by"),
 )
 
+_NAMED: Final = 5
+"""Deleted VDIs that are named where there are many."""
+
 
 @click.group(cls=Group)
 def store() -> None:
-    """Make, measure, grow and check the blockstore."""
+    """Make, measure, grow, clean up and check the blockstore."""
 
 
 @store.command(
@@ -62,22 +68,35 @@ def store() -> None:
     effect="changes",
 )
 @click.argument("path", type=FILE)
-@click.option("--extent-size", type=SIZE, default="2G", show_default=True, help="A power of two.")
-@click.option("--extents", type=int, default=MIN_EXTENTS, show_default=True, help="How many.")
+@click.option(
+    "--extent-size",
+    type=SIZE,
+    default="2G",
+    show_default=True,
+    help="Bytes of an extent, a power of two.",
+)
+@click.option(
+    "--extents",
+    type=int,
+    default=MIN_EXTENTS,
+    show_default=True,
+    metavar="N",
+    help="How many extents.",
+)
 @click.option("--force", is_flag=True, help="Overwrite what is there; asks first.")
 @pass_settings
 def create(settings: Settings, path: str, extent_size: int, extents: int, force: bool) -> None:
-    """Format a file (made if missing, sparse) or a device as a blockstore.
+    """Format a file or a device as a blockstore.
 
-    A file or device that already holds something is refused without --force, which asks for
-    the last part of PATH to be typed.
+    A file that is missing is made, sparse. A file or device that already holds something is
+    refused without --force, which asks for the last part of PATH to be typed.
     """
     from core import mkfs
 
     check_geometry(extent_size, extents)
     if force and os.path.exists(path):
         name = os.path.basename(os.path.abspath(path))
-        settings.confirm(f"formatting {path} loses {_contents(path)}", typed=name)
+        settings.confirm(f"formatting {path} loses {_contents(settings, path)}", typed=name)
     result = {
         "path": os.path.abspath(path),
         "uuid": None,
@@ -86,33 +105,33 @@ def create(settings: Settings, path: str, extent_size: int, extents: int, force:
         "extents": extents,
     }
     if settings.dry_run:
-        _try_create(path, force)
+        _try_create(settings, path, force)
     else:
         with Progress(settings, "discard") as progress:
-            sb = mkfs.create(path, extent_size, extents, force, progress)
+            sb = mkfs.create(path, extent_size, extents, force, progress, settings.caching)
         result["uuid"] = uuid_text(sb.uuid)
     what = f"{path}: {extents} extents of {human_size(extent_size)}"
     render.outcome(settings, "format", "formatted", what, {"store": result})
 
 
-def _contents(path: str) -> str:
+def _contents(settings: Settings, path: str) -> str:
     """Say what is in a file or a device, as far as that can be seen from outside."""
     try:
-        with closing(Blockstore.open(path)) as opened:
+        with closing(Blockstore.open(path, cache=settings.caching)) as opened:
             count = sum(1 for _ in Registry(opened).vdis())
     except ParallaxError:
         return "everything on it"
     return f"the blockstore on it with {counted(count, 'VDI')} and all their snapshots"
 
 
-def _try_create(path: str, force: bool) -> None:
+def _try_create(settings: Settings, path: str, force: bool) -> None:
     """Refuse what `core.mkfs.create` would refuse, and leave the file alone."""
     from core.mkfs import refuse_contents
 
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.exists(path) and os.access(folder, os.W_OK):
         return
-    with closing(FileDevice(path, True, "exclusive")) as device:
+    with closing(open_device(path, True, "exclusive", settings.caching)) as device:
         if not force:
             refuse_contents(device)
 
@@ -145,17 +164,19 @@ def info(settings: Settings) -> None:
 
 
 @store.command(examples=["plxsh store grow --extents 12"], effect="changes")
-@click.option("--extents", type=int, required=True, help="How many it is to have then.")
+@click.option(
+    "--extents", type=int, required=True, metavar="N", help="How many it is to have then."
+)
 @pass_settings
 def grow(settings: Settings, extents: int) -> None:
     """Give the store more extents; nothing in it moves."""
     from core import mkfs
 
-    with closing(Blockstore.open(settings.store, "write")) as opened:
+    with closing(Blockstore.open(settings.store, "write", cache=settings.caching)) as opened:
         old = opened.sb
     size = old.extent_blocks << BLOCK_SHIFT
     if not settings.dry_run:
-        mkfs.grow(settings.store, extents)
+        mkfs.grow(settings.store, extents, settings.caching)
     elif extents <= old.extents:
         raise BadRequest(
             f"{settings.store} has {old.extents} extents already", "a store grows, it cannot shrink"
@@ -171,6 +192,104 @@ def grow(settings: Settings, extents: int) -> None:
     much = human_size(size * extents)
     what = f"{settings.store} from {old.extents} to {extents} extents ({much})"
     render.outcome(settings, "grow", "grew", what, {"store": result})
+
+
+@store.command(
+    examples=[
+        "plxsh -n store gc",
+        "plxsh -y store gc",
+        "plxsh store gc --keep-deleted",
+    ],
+    effect="destroys",
+)
+@click.option("--keep-deleted", is_flag=True, help="Leave alone what 'vdi restore' can bring back.")
+@pass_settings
+def gc(settings: Settings, keep_deleted: bool) -> None:
+    """Free what no VDI and no snapshot uses, and give free space back to the host.
+
+    Deleted VDIs cannot be restored afterwards, so it asks first, unless there are none or
+    --keep-deleted is given. With -n it says what it would free, and whose. What is freed is
+    counted for each deleted VDI if only that VDI used it; the rest was used by several of
+    them, by deleted snapshots, or was left behind by a crash.
+
+    All free space goes back to the host: as holes in a file, by discarding it on a device.
+    Needs the store for itself: while a tap serves it this is refused, and says who has it.
+    A store that is full frees what it can by itself.
+    """
+    from core.reclaim import KEEP_DELETED, KEEP_LIVE
+
+    keep = KEEP_DELETED if keep_deleted else KEEP_LIVE
+    returned: int | None = None
+    with settings.session() as session:
+        with Progress(settings, "mark", "blocks") as progress:
+            plan = session.plan_collection(keep, progress)
+            account = plan.account(progress.stage("count"))
+        what = _freed_text(account)
+        if account.own:
+            names = _names_text([record for record, _ in account.own])
+            settings.confirm(f"freeing {what}; {names} can never be restored then")
+        if not settings.dry_run:
+            session.collect(plan)
+            with Progress(settings, "give back", "blocks") as progress:
+                returned = _give_back(settings, plan, progress)
+    freed = [
+        {"id": r.id, "name": r.name, "uuid": uuid_text(r.uuid), "bytes": blocks << BLOCK_SHIFT}
+        for r, blocks in account.own
+    ]
+    result = {
+        "freed": account.total << BLOCK_SHIFT,
+        "vdis": freed,
+        "shared": account.shared << BLOCK_SHIFT,
+        "leftovers": account.leftovers << BLOCK_SHIFT,
+        "returned": returned,
+    }
+    if returned is not None:
+        what += f"; {human_size(returned)} went back to the host"
+    render.outcome(settings, "free", "freed", what, {"gc": result})
+
+
+def _freed_text(account: Account) -> str:
+    """Say how much is freed, and whose it was."""
+    parts = [
+        (blocks, f"of deleted VDI {record.id} {record.name!r}")
+        for record, blocks in account.own[:_NAMED]
+    ]
+    more = account.own[_NAMED:]
+    if more:
+        parts.append((sum(blocks for _, blocks in more), f"of {len(more)} more deleted VDIs"))
+    if account.shared:
+        parts.append((account.shared, "that several of them shared"))
+    if account.leftovers:
+        parts.append((account.leftovers, "of deleted snapshots and leftovers"))
+    told = ", ".join(f"{human_size(blocks << BLOCK_SHIFT)} {whose}" for blocks, whose in parts)
+    return human_size(account.total << BLOCK_SHIFT) + (f": {told}" if told else "")
+
+
+def _names_text(records: list[VdiRecord]) -> str:
+    """Name deleted VDIs, not too many of them."""
+    named = ", ".join(f"{record.id} {record.name!r}" for record in records[:_NAMED])
+    more = f" and {len(records) - _NAMED} more" if len(records) > _NAMED else ""
+    return f"deleted {'VDI' if len(records) == 1 else 'VDIs'} {named}{more}"
+
+
+def _give_back(settings: Settings, plan: Reclaim, progress: Tell) -> int | None:
+    """Return free space to the host; return how many bytes went, None if none can."""
+    before = _occupied(settings.store)
+    try:
+        blocks = plan.give_back(progress)
+    except NotSupported as error:
+        settings.warn([error.message])
+        return None
+    after = _occupied(settings.store)
+    if before is None or after is None:
+        return blocks << BLOCK_SHIFT
+    return max(0, before - after)
+
+
+def _occupied(path: str) -> int | None:
+    """Return the bytes a file takes on its file system; a device knows nothing of that."""
+    status = os.stat(path)
+    return None if stat.S_ISBLK(status.st_mode) else status.st_blocks * 512
 
 
 @store.command(examples=["plxsh store check", "plxsh store check --repair"], effect="changes")
@@ -189,7 +308,7 @@ def check(settings: Settings, ctx: click.Context, mend: bool) -> None:
 
     steps: list[Step] = []
     with Progress(settings, "check", "blocks") as progress:
-        report = check_store(settings.store, progress=progress)
+        report = check_store(settings.store, progress=progress, cache=settings.caching)
         damaged = report.damaged
         if mend and damaged and (settings.dry_run or not settings.yes):
             steps = _planned(settings, progress.stage("plan the repair"))
@@ -204,7 +323,7 @@ def _planned(settings: Settings, progress: Tell) -> list[Step]:
     from core.repair import repair_store
     from plxsh.dry_run import dry_session
 
-    return repair_store(dry_session(settings.store).store, progress)[1]
+    return repair_store(dry_session(settings.store, settings.caching).store, progress)[1]
 
 
 def _repair(settings: Settings, plan: list[Step]) -> tuple[list[Step], bool]:
@@ -219,8 +338,10 @@ def _repair(settings: Settings, plan: list[Step]) -> tuple[list[Step], bool]:
         more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
         settings.confirm(f"repairing {settings.store} gives up what is damaged: {lost[0]}{more}")
     with Progress(settings, "check", "blocks") as progress:
-        _, steps = repair(settings.store, progress)
-        return steps, check_store(settings.store, progress=progress.stage("check again")).damaged
+        _, steps = repair(settings.store, progress, settings.caching)
+        again = progress.stage("check again")
+        report = check_store(settings.store, progress=again, cache=settings.caching)
+        return steps, report.damaged
 
 
 def _show_check(settings: Settings, report: Report, steps: list[Step], damaged: bool) -> None:

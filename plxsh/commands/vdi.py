@@ -305,7 +305,9 @@ def delete(settings: Settings, vdi: str, snapshots: bool) -> None:
     examples=["plxsh vdi restore old", "plxsh vdi restore old --name old2"], effect="changes"
 )
 @click.argument("vdi", type=DELETED_VDI)
-@click.option("--name", default="", help="Another name for it, if its own is taken.")
+@click.option(
+    "--name", metavar="NAME", default="", help="Another name for it, if its own is taken."
+)
 @pass_settings
 def restore(settings: Settings, vdi: str, name: str) -> None:
     """Bring a deleted VDI back, with all its snapshots.

@@ -50,11 +50,16 @@ def watch(settings: Settings, ctx: click.Context, words: tuple[str, ...]) -> Non
     """
     seconds, line = _split(list(words))
     shell = shell_of(ctx, settings)
-    command = read(shell.cli, line, settings).command
-    if isinstance(command, Command) and command.effect != "looks":
+    reading = read(shell.cli, line, settings)
+    for role in reading.roles:
+        if role.kind == "wrong":  # the command itself says it best, and once is enough
+            ctx.exit(shell.call(line, replace(settings, command="", paged=False), "plxsh"))
+        if role.command.name in _NOT_WATCHED:
+            raise BadRequest(
+                f"'{role.command.name}' cannot be watched", "name a command that only looks"
+            )
+    if isinstance(reading.command, Command) and reading.command.effect != "looks":
         raise BadRequest(f"'{' '.join(line)}' changes something", "watch repeats what only looks")
-    if command.name in _NOT_WATCHED:
-        raise BadRequest(f"'{command.name}' cannot be watched", "name a command that only looks")
 
     def once() -> None:
         status = shell.call(line, replace(settings, command="", paged=False), "plxsh")

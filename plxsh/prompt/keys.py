@@ -12,7 +12,7 @@ from prompt_toolkit.filters import Condition, completion_is_selected
 from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.key_binding.key_processor import KeyPressEvent
 
-from plxsh.language import quoted, tokens
+from plxsh.language import goes_on, quoted, tokens
 
 _UNFINISHED = ("@", "/", " ")
 
@@ -42,6 +42,11 @@ def key_bindings(completer: Completer, explain: Callable[[], None]) -> KeyBindin
         buffer = event.current_buffer
         buffer.complete_state = None
         _finish_word(buffer)
+
+    @keys.add("enter", filter=Condition(_at_backslash) & ~completion_is_selected)
+    def _(event: KeyPressEvent) -> None:
+        """Go on in the next line, as a script would."""
+        event.current_buffer.newline(copy_margin=False)
 
     @keys.add("f1")
     def _(_: KeyPressEvent) -> None:
@@ -102,6 +107,12 @@ def _finish_word(buffer: Buffer) -> None:
         buffer.cursor_right()
     else:
         buffer.insert_text(" ")
+
+
+def _at_backslash() -> bool:
+    """Say whether the line ends in a backslash, and the cursor stands behind it."""
+    document = get_app().current_buffer.document
+    return document.is_cursor_at_the_end and goes_on(document.text)
 
 
 def _outside_quotes() -> bool:

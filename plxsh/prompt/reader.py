@@ -21,6 +21,7 @@ from core.errors import BadRequest
 from plxsh.context import configured, default_socket, wants_color
 from plxsh.explain import explain
 from plxsh.interpreter import Interpreter
+from plxsh.language import goes_on
 from plxsh.overview import Overviews
 from plxsh.prompt.colours import STYLE, LineLexer
 from plxsh.prompt.history import open_history
@@ -53,7 +54,10 @@ class PlainReader:
             EOFError: there are no more.
             KeyboardInterrupt: it was dropped.
         """
-        return input(f"plxsh{f' {self._shell.used}' if self._shell.used else ''}> ")
+        text = input(f"plxsh{f' {self._shell.used}' if self._shell.used else ''}> ")
+        while goes_on(text):
+            text += "\n" + input("... ")
+        return text
 
 
 class LineReader:
@@ -122,6 +126,7 @@ class LineReader:
         # A low window has no room for the menu; this is asked for at every redraw.
         rows = shutil.get_terminal_size().lines - _OTHER_ROWS
         self._session.reserve_space_for_menu = max(0, min(_MENU_ROWS, rows))
+        self._shell.follow()
         name = [("class:prompt.vdi", f" {self._shell.used}")] if self._shell.used else []
         end = "class:prompt.failed" if self._failed else "class:prompt"
         return [("class:prompt", "plxsh"), *name, (end, "> ")]

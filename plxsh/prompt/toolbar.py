@@ -51,7 +51,9 @@ def _parts(shell: Interpreter, overview: Overview | None) -> Iterable[tuple[str,
     if shell.settings.dry_run:
         yield "class:toolbar.alarm", "dry run"
     if shell.used:
-        yield "class:toolbar.key", f"VDI {shell.used}"
+        gone = shell.gone and not (overview is not None and overview.trouble)  # all is, then
+        style = "class:toolbar.alarm" if gone else "class:toolbar.key"
+        yield style, f"VDI {shell.used}{' is gone' * gone}"
     if overview is None or overview.trouble:
         return
     part = overview.used * 100 // overview.total if overview.total else 0

@@ -17,6 +17,7 @@ from core.session import Session
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 QEMU = {"qemu-nbd raw", "qemu-nbd qcow2", "nbdkit file"}
+DIRECT = {"qemu-nbd raw, cache none"}
 FILL = {"qemu-img convert -O qcow2", "cp"}
 WRITE = {"4 KiB write + fdatasync"}
 PEERS = {
@@ -26,6 +27,12 @@ PEERS = {
     "4 KiB random write, depth 16": QEMU,
     "1 MiB sequential read": QEMU,
     "1 MiB sequential write": QEMU,
+    "4 KiB random read, depth 1, cache none": DIRECT,
+    "4 KiB random read, depth 16, cache none": DIRECT,
+    "4 KiB random write, depth 1, cache none": DIRECT,
+    "4 KiB random write, depth 16, cache none": DIRECT,
+    "1 MiB sequential read, cache none": DIRECT,
+    "1 MiB sequential write, cache none": DIRECT,
     "4 KiB random write to a fresh clone, depth 16": {"qemu-nbd fresh overlay"},
     "4 KiB random write to a fresh clone, depth 16, with a flush": {"qemu-nbd fresh overlay"},
     "memory of the tap, 5 open clones, node cache of 64 MiB included": {
@@ -44,6 +51,8 @@ PEERS = {
     "clone of 512 GiB mapped": WRITE | {"of 1 GiB"},
     "clone number 50 and on of one image": WRITE | {"the first ones"},
     "vdi list of 50 clones": {"1 s"},
+    "gc, mark 50,000 blocks under nodes of their own": {"10 million/s"},
+    "gc, mark 512 GiB under nodes that are shared": {"10 million/s"},
     "plxsh vdi list, start-up": {"qemu-img snapshot -l"},
     "plxsh, until the prompt": {'python3 -c "import prompt_toolkit"', "python3 -c pass"},
     "a key with 50 VDIs": {"10 VDIs", "50 ms"},

@@ -352,6 +352,31 @@ def commit_without_second_vdi(patch: Patch) -> None:
     patch.setattr(commit.Commit, "sync", sync)
 
 
+def given_back_before_vdis_are_gone(patch: Patch) -> None:
+    """Blocks of deleted VDIs go back to the host while the VDIs can still be restored."""
+
+    def make(run: Any) -> Any:
+        def eager(self: reclaim.Reclaim) -> int:
+            self._swept = True
+            self.give_back()
+            freed: int = run(self)
+            return freed
+
+        return eager
+
+    _replace(patch, reclaim.Reclaim, "run", make)
+
+
+def snapshots_not_marked(patch: Patch) -> None:
+    """A collection takes what only snapshots reach for garbage, and gives it back."""
+
+    def add_vdi(self: reclaim._Marks, record: layout.VdiRecord) -> None:
+        self.add_tree(radix.RadixMap(self._store, record.root, record.height))
+        self._add_log(record)
+
+    patch.setattr(reclaim._Marks, "add_vdi", add_vdi)
+
+
 BUGS: tuple[Bug, ...] = (
     first_flush_left_out,
     second_flush_left_out,
@@ -374,6 +399,8 @@ BUGS: tuple[Bug, ...] = (
     rollback_frees_the_snapshot,
     rollback_owns_the_snapshot,
     deleted_vdi_freed_before_it_is_gone,
+    given_back_before_vdis_are_gone,
+    snapshots_not_marked,
     records_before_nodes,
     commit_without_second_vdi,
 )

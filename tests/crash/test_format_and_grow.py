@@ -67,7 +67,7 @@ def test_growing(monkeypatch: pytest.MonkeyPatch) -> None:
     pages, vdis = small_world()
     device = Watched(SIZE, pages)
 
-    def opened(*_: Any) -> Blockstore:
+    def opened(*_: Any, **__: Any) -> Blockstore:
         return Blockstore(device, LockMaster())
 
     with monkeypatch.context() as patch:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from support.tap import RawClient, TapProcess, make_store, tap_in_thread, tap_process
 
+from core.device import Cache
+
 Connect = Callable[..., RawClient]
 
 
@@ -18,9 +20,15 @@ def store(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def unix(store: str) -> Iterator[str]:
+def cache() -> Cache:
+    """How the tap opens the store; a test may ask for another, or for both."""
+    return "host"
+
+
+@pytest.fixture
+def unix(store: str, cache: Cache) -> Iterator[str]:
     """The socket of a tap that runs in a thread."""
-    with tap_in_thread(store) as (_, path):
+    with tap_in_thread(store, cache) as (_, path):
         yield path
 
 
@@ -39,7 +47,7 @@ def connect(unix: str) -> Iterator[Connect]:
 
 
 @pytest.fixture
-def server(store: str) -> Iterator[TapProcess]:
+def server(store: str, cache: Cache) -> Iterator[TapProcess]:
     """A tap in a process of its own."""
-    with tap_process(store) as tap:
+    with tap_process(store, cache=cache) as tap:
         yield tap

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.stores import noise, small_store
-from support.tap import CONTENTS, MIB, TapProcess, contents_of, tap_process
+from support.tap import CONTENTS, MIB, TapProcess, both_caches, contents_of, tap_process
 
 from core.session import Session
 
@@ -78,12 +78,14 @@ def test_nbdinfo_list(server: TapProcess) -> None:
     assert [e["export-name"] for e in exports] == ["golden", "clone", "empty", "golden@base"]
 
 
+@both_caches
 def test_nbdcopy_out(server: TapProcess, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     run("nbdcopy", server.uri("golden"), str(copy))
     assert copy.read_bytes() == CONTENTS
 
 
+@both_caches
 def test_nbdcopy_in(server: TapProcess, tmp_path: Path, store: str) -> None:
     data = sparse_image(tmp_path / "image")
     run("nbdcopy", "--flush", str(tmp_path / "image"), server.uri("empty"), status=1)  # too large
@@ -128,6 +130,7 @@ def test_qemu_img_map(server: TapProcess) -> None:
     ]
 
 
+@both_caches
 def test_qemu_io(server: TapProcess, store: str) -> None:
     commands = (
         "write -P 0x55 4096 8192",
@@ -172,6 +175,7 @@ def test_two_qemu_io_on_two_vdis_at_once(server: TapProcess, store: str) -> None
 # -- fio -------------------------------------------------------------------------------
 
 
+@both_caches
 @pytest.mark.parametrize("sizes", ["4k", "512-200k"])
 def test_fio_verifies_what_it_wrote(server: TapProcess, sizes: str, tmp_path: Path) -> None:
     said = run(
@@ -218,6 +222,7 @@ def test_libnbd_reads_in_strict_mode(server: TapProcess) -> None:
     )
 
 
+@both_caches
 def test_libnbd_writes_on_several_connections(server: TapProcess, store: str) -> None:
     libnbd(
         server,
@@ -246,6 +251,7 @@ def test_libnbd_trims_and_zeroes(server: TapProcess) -> None:
     )
 
 
+@both_caches
 def test_libnbd_reads_many_at_once(server: TapProcess) -> None:
     libnbd(
         server,

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 from support.stores import noise
-from support.tap import CONTENTS, MIB, NbdError, RawClient
+from support.tap import CONTENTS, MIB, NbdError, RawClient, both_caches
 
 from core.tap import protocol as p
 
@@ -17,6 +17,7 @@ Connect = Callable[..., RawClient]
 both_forms = pytest.mark.parametrize("structured", [False, True], ids=["simple", "structured"])
 
 
+@both_caches
 @both_forms
 @pytest.mark.parametrize(
     ("offset", "length"),
@@ -27,6 +28,7 @@ def test_reads_of_any_range(connect: Connect, structured: bool, offset: int, len
     assert client.read(offset, length) == CONTENTS[offset : offset + length]
 
 
+@both_caches
 def test_reads_longer_than_the_reply_buffer(connect: Connect) -> None:
     client = connect("empty")
     client.write(8 * MIB - 3, b"end")
@@ -34,6 +36,7 @@ def test_reads_longer_than_the_reply_buffer(connect: Connect) -> None:
     assert client.read(0, 1) == b"\0"
 
 
+@both_caches
 def test_a_structured_read_leaves_holes_out(connect: Connect) -> None:
     client = connect("golden", structured=True)
     client.send(p.CMD_READ, MIB - 4096, MIB + 8192)
@@ -44,6 +47,7 @@ def test_a_structured_read_leaves_holes_out(connect: Connect) -> None:
     ]
 
 
+@both_caches
 def test_a_read_that_must_not_be_fragmented_is_one_chunk(connect: Connect) -> None:
     client = connect("golden", structured=True)
     client.send(p.CMD_READ, MIB - 4096, MIB + 8192, p.FLAG_DF)
@@ -51,6 +55,7 @@ def test_a_read_that_must_not_be_fragmented_is_one_chunk(connect: Connect) -> No
     assert chunk.payload[8:] == CONTENTS[MIB - 4096 : 2 * MIB + 4096]
 
 
+@both_caches
 @both_forms
 @pytest.mark.parametrize(
     ("offset", "length"), [(0, 4096), (1, 1), (4090, 12), (8191, 70_001), (100, 2 * MIB)]
@@ -63,6 +68,7 @@ def test_writes_of_any_range(connect: Connect, structured: bool, offset: int, le
     assert client.read(0, len(CONTENTS)) == expected
 
 
+@both_caches
 def test_many_requests_at_once_are_all_answered(connect: Connect) -> None:
     client = connect("clone")
     pages = [noise(4096, n) for n in range(64)]
@@ -75,6 +81,7 @@ def test_many_requests_at_once_are_all_answered(connect: Connect) -> None:
     assert {r.cookie - 65: r.payload for r in replies} == dict(enumerate(pages))
 
 
+@both_caches
 def test_a_read_sees_the_write_before_it_in_the_same_packet(connect: Connect) -> None:
     client = connect("clone")
     head = struct.Struct(">IHHQQI")
@@ -95,6 +102,7 @@ def test_a_write_may_come_in_small_pieces(connect: Connect) -> None:
     assert client.read(7, len(data)) == data
 
 
+@both_caches
 def test_the_largest_write_is_taken(connect: Connect) -> None:
     client = connect("empty")
     data = noise(8 * MIB)
@@ -103,6 +111,7 @@ def test_the_largest_write_is_taken(connect: Connect) -> None:
     assert client.read(0, 10) == data[:5] + b"after"
 
 
+@both_caches
 @pytest.mark.parametrize("kind", [p.CMD_TRIM, p.CMD_WRITE_ZEROES])
 @pytest.mark.parametrize(("offset", "length"), [(4096, 8192), (100, 50), (5000, 300_000)])
 def test_trimmed_and_zeroed_ranges_read_as_zeros(
@@ -132,6 +141,7 @@ def test_block_status_of_one_extent(connect: Connect) -> None:
     assert status(client, 100, 3 * MIB - 100, p.FLAG_REQ_ONE) == [(MIB - 100, 0)]
 
 
+@both_caches
 def test_zeros_that_must_take_space_do(connect: Connect) -> None:
     client = connect("empty", structured=True, contexts=True)
     assert client.call(p.CMD_WRITE_ZEROES, 0, 6 * MIB, p.FLAG_NO_HOLE) == 0
@@ -146,16 +156,19 @@ def test_zeros_that_take_space_are_not_fast(connect: Connect) -> None:
     assert client.call(p.CMD_WRITE_ZEROES, 0, MIB, p.FLAG_FAST_ZERO) == 0
 
 
+@both_caches
 def test_cache_is_accepted(connect: Connect) -> None:
     assert connect("golden").call(p.CMD_CACHE, 0, 3 * MIB) == 0
 
 
+@both_caches
 def test_connections_to_one_vdi_see_each_other(connect: Connect) -> None:
     one, two = connect("clone"), connect("clone")
     one.write(10, b"shared")
     assert two.read(10, 6) == b"shared"
 
 
+@both_caches
 def test_a_clone_does_not_change_its_origin(connect: Connect) -> None:
     clone, golden, snapshot = connect("clone"), connect("golden"), connect("golden@base")
     clone.write(0, b"changed")
@@ -275,6 +288,7 @@ def test_an_oversized_write_drops_this_client_only(connect: Connect) -> None:
     assert good.read(0, 5) == CONTENTS[:5]
 
 
+@both_caches
 @pytest.mark.parametrize("cut", [1, 27, 28, 29, 5000])
 def test_a_client_that_vanishes_in_mid_request_harms_nobody(connect: Connect, cut: int) -> None:
     vanishing, other = connect("clone"), connect("clone")
@@ -293,6 +307,7 @@ def test_a_client_that_never_reads_stalls_only_itself(connect: Connect) -> None:
     assert other.read(0, MIB) == CONTENTS[:MIB]
 
 
+@both_caches
 def test_a_client_that_reads_late_gets_everything(connect: Connect) -> None:
     client = connect("golden")
     for _ in range(40):
@@ -301,6 +316,7 @@ def test_a_client_that_reads_late_gets_everything(connect: Connect) -> None:
         assert client.reply(MIB).payload == CONTENTS[:MIB]
 
 
+@both_caches
 def test_replies_that_come_while_others_are_being_sent_keep_out_of_them(connect: Connect) -> None:
     client = connect("golden")
     sent, requests = {}, []
@@ -322,6 +338,7 @@ def test_disc_ends_the_connection(connect: Connect) -> None:
     assert client.hung_up()
 
 
+@both_caches
 def test_what_was_asked_before_disc_is_answered(connect: Connect) -> None:
     client = connect("clone")
     write, flush = client.send(p.CMD_WRITE, data=b"last"), client.send(p.CMD_FLUSH)

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from support.tap import CONTENTS, contents_of, free_port, tap_process
+from support.tap import CONTENTS, RawClient, contents_of, free_port, tap_in_thread, tap_process
+
+from core.tap import protocol as p
 
 pytestmark = pytest.mark.slow
 
@@ -110,3 +112,19 @@ def test_loopback_tcp_without_tls(store: str) -> None:
     with tap_process(store, port=str(port)):
         done = attempt("nbdinfo", "--size", f"nbd://127.0.0.1:{port}/golden")
     assert done.stdout.strip() == str(len(CONTENTS))
+
+
+def test_tls_that_fails_is_a_refusal_in_the_log(
+    store: str, certificates: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        tap_in_thread(store, tcp=("127.0.0.1", 0), tls=str(certificates)) as (tap, unix),
+        RawClient(unix) as client,
+    ):
+        assert client.option(p.OPT_STARTTLS) == [(p.REP_ACK, b"")]
+        client.sock.sendall(b"this is no TLS" * 10)
+        while not client.hung_up():
+            pass
+        assert tap._shared.totals.refused == 1
+    [record] = [r for r in caplog.records if getattr(r, "event", "") == "refused"]
+    assert ": TLS: " in record.getMessage()

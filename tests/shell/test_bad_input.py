@@ -115,7 +115,7 @@ def test_create_refuses_a_store_and_a_file_system(plx: Plx) -> None:
         (["--extents", "5"], "5 extents are too few"),
         (["--extent-size", "3M"], "take a power of two"),
         (["--extent-size", "2GB"], "'2GB' is no size; write bytes or a power of 1024"),
-        (["--extents", "x"], "'x' is not a valid integer"),
+        (["--extents", "x"], "--extents: 'x' is no whole number"),
     ],
 )
 def test_create_with_bad_geometry(plx: Plx, args: list[str], text: str) -> None:
@@ -352,11 +352,34 @@ def test_a_second_writer(plx: Plx, snapshot: tuple[str, str]) -> None:
     ("args", "text"),
     [
         (["vid"], "there is no command 'vid' (did you mean 'vdi'?)"),
+        (["store", "create", ""], "PATH: the path is empty (see 'plxsh store create --help')"),
+        (["-s", "", "vdi", "list"], "--store: the path is empty"),
+        (["disk", "qemu", "web", "--socket="], "--socket: the path is empty"),
+        (["watch", "vid"], "plxsh: there is no command 'vid' (did you mean 'vdi'?)"),
+        (["watch", "vdi", "lst"], "plxsh: vdi: there is no command 'lst'"),
+        (["watch", "vdi", "list", "--foo"], "plxsh: vdi list: there is no option '--foo'"),
+        (["watch", "watch", "tree"], "watch: 'watch' cannot be watched"),
+        (["help", "vid"], "plxsh: there is no command 'vid' (did you mean 'vdi'?)"),
+        (["help", "vdi", "crate"], "plxsh: vdi: there is no command 'crate'"),
+        (["help", "vdi", "show", "x"], "help: 'x' is no command (help is on commands"),
+        (["-c", "plxsh"], "plxsh: this is the shell already"),
         (["vdi", "crate"], "there is no command 'crate' (did you mean 'create'?)"),
-        (["vdi", "create"], "Missing argument 'NAME' (see 'plxsh vdi create --help')"),
-        (["vdi", "list", "extra"], "unexpected extra argument"),
+        (
+            ["vdi", "create"],
+            "NAME is missing (write 'plxsh vdi create NAME [BLOCK OFFSET]';"
+            " see 'plxsh vdi create --help')",
+        ),
+        (["store", "grow"], "--extents is missing (write 'plxsh store grow --extents N'"),
+        (["watch"], "watch: COMMAND is missing (write 'plxsh watch [SECONDS] COMMAND...'"),
+        (["vdi", "list", "extra"], "'extra' is left over (a name with spaces needs quotes"),
+        (["vdi", "show", "--foo"], "no option '--foo' (see 'plxsh vdi show --help')"),
+        (["vdi", "list", "--outptu"], "no option '--outptu' (did you mean '--output'?)"),
+        (["vdi", "list", "-o"], "the option '-o' needs a value (see 'plxsh vdi list --help')"),
+        (["vdi", "list", "--yes=1"], "the option '--yes' takes no value (see"),
+        (["-s"], "plxsh: the option '-s' needs a value (see 'plxsh --help')"),
+        ([""], "there is no command '' ('plxsh --help' lists them)"),
         (["-o", "xml", "vdi", "list"], "'xml' is not one of"),
-        (["snap", "list", "base", "0"], "0 is not in the range"),
+        (["snap", "list", "base", "0"], "N: 0 is not possible; take at least 1 (see"),
         (["snap", "diff", "a@b"], "does not name two of them"),
         (["snap", "diff", "1", "2", "3"], "does not name two of them"),
         (["tap", "serve", "--tcp", "10809"], "is no address; write ADDR:PORT"),
@@ -389,5 +412,9 @@ def test_configuration_that_cannot_be_read(plx: Plx) -> None:
     Path("type.toml").write_text("[blockstore]\ndata = 7\n")
     os.environ.pop("PARALLAX_STORE")
     assert "not a text" in plx.fails(2, "--config", "type.toml", "tree")
+    for section in ("blockstore", "shell"):
+        Path("flat.toml").write_text(f"{section} = 'x'\n")
+        told = plx.fails(2, "--config", "flat.toml", "tree")
+        assert f"{section} of the configuration is 'x', not a section (write [{section}])" in told
     Path("form.toml").write_text("[shell]\noutput = 'xml'\n")
     assert "there is no output form 'xml'" in plx.fails(2, "--config", "form.toml", "tree")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -290,6 +291,32 @@ def test_snap_diff_ends_where_the_larger_image_ends(empty: Plx) -> None:
 @pytest.mark.parametrize("form", ["table", "plain", "json", "yaml"])
 def test_tree_finds_its_place(plx: Plx, form: str) -> None:
     assert "web" in plx("-o", form, "tree").out
+
+
+def test_the_vdi_of_use_where_another_argument_follows(plx: Plx) -> None:
+    plx("-c", "use base; vdi export now.img; vdi validate now.img")
+    plx("-c", "use base; vdi export @clean clean.img")
+    assert Path("now.img").read_bytes() != Path("clean.img").read_bytes()
+    plx("-y", "-c", "use base; snap rollback @clean")
+    plx("vdi", "validate", "base", "clean.img")
+    asked = ("disk xen xvda", "disk xen xvda w", "disk xen web xvda", "disk xen web xvda r")
+    found = [plx("-c", f"use base; {line}").out for line in asked]
+    assert [re.search(r"access=(..).*///(\d)", line).groups() for line in found] == [  # type: ignore[union-attr]
+        ("rw", "0"),
+        ("rw", "0"),
+        ("rw", "1"),
+        ("ro", "1"),
+    ]
+    told = plx.fails(3, "-c", "use base; vdi export @claen x.img")
+    assert told == (
+        "plxsh: vdi export: there is no snapshot base@claen (did you mean 'base@clean'?)"
+    )
+
+
+def test_contents_that_are_missing(plx: Plx) -> None:
+    for command in ("export", "validate"):
+        assert "VDI|SNAPSHOT is missing" in plx.fails(2, "vdi", command, "now.img")
+    assert "SNAPSHOT is missing" in plx.fails(2, "snap", "rollback", "base")
 
 
 def test_json_is_all_there_is_on_standard_output(plx: Plx) -> None:

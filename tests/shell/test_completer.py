@@ -15,6 +15,7 @@ from core.session import Session
 from plxsh.cli import cli
 from plxsh.completer import Candidate, complete, complete_file, complete_prefix
 from plxsh.context import Settings
+from plxsh.interpreter import Interpreter
 from plxsh.names import Names
 
 
@@ -139,6 +140,22 @@ def test_vdis_that_are_open(settings: Settings) -> None:
 )
 def test_vdis_are_found_by_any_part(settings: Settings, fragment: str, expected: str) -> None:
     assert words(settings, "vdi show", fragment)[0] == expected
+
+
+def test_a_name_like_an_option_is_offered_by_its_id(settings: Settings) -> None:
+    with Session.open(settings.store) as session:
+        session.snapshot(session.create("-dash"))
+        session.delete(session.registry.find(session.create("-gone").name))
+    patient(settings)
+    assert about(settings, "vdi show", "")["4"] == "-dash, 0 B, 1 snapshot"
+    assert not [word for word in words(settings, "snap delete") if word.startswith("-")]
+    assert "5" in words(settings, "vdi restore")
+
+
+def test_behind_the_name_of_the_program_that_is_running(settings: Settings) -> None:
+    Interpreter(cli, settings)
+    assert words(settings, "plxsh vdi", "lis") == ["list"]
+    assert "snap" in words(settings, "plxsh")
 
 
 def test_ids_once_a_digit_is_typed(settings: Settings) -> None:

@@ -107,8 +107,8 @@ def test_devices_that_are_not(plx: Plx, vdev: str) -> None:
 
 
 def test_other_bad_input(plx: Plx) -> None:
-    assert "Missing argument 'VDI'" in plx.fails(2, "disk", "xen")
-    assert "Missing argument 'VDEV'" in plx.fails(2, "disk", "xen", "web")
+    assert "VDI is missing" in plx.fails(2, "disk", "xen")
+    assert "VDEV is missing" in plx.fails(2, "disk", "xen", "web")
     assert "is no name of a domain" in plx.fails(2, "disk", "xen", "web", "hda", "--backend=a,b")
     assert "'q' is not one of" in plx.fails(2, "disk", "xen", "web", "hda", "q")
     assert "there is no VDI 7" in plx.fails(

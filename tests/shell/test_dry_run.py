@@ -35,6 +35,7 @@ CHANGES = [
     ("snap rollback base base@clean", "would roll back VDI 0 'base' to snapshot "),
     ("store grow --extents 8", "would grow "),
     ("store create new.dat --extent-size 1M", "would format new.dat: 6 extents of 1 MiB"),
+    ("store gc", "would free 0 B\n"),
     ("tap serve --unix nbd.sock", "would serve "),
 ]
 

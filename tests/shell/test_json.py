@@ -23,6 +23,7 @@ COMMANDS = {
     "store info": [],
     "store grow": ["--extents", "8"],
     "store check": [],
+    "store gc": [],
     "vdi create": ["new", "--from", "base@clean"],
     "vdi list": [],
     "vdi show": ["web"],
@@ -53,7 +54,8 @@ FAILS = {"tap list": 3}
 
 SIZES = {
     "size", "own", "shared", "mapped", "used", "free", "extent_size", "allocated", "unreachable",
-    "restorable", "bytes", "lost", "length", "created", "modified", "time", "size_before",
+    "restorable", "bytes", "lost", "freed", "leftovers", "length", "created", "modified", "time",
+    "size_before",
 }  # fmt: skip
 
 
@@ -181,7 +183,7 @@ def test_the_size_of_a_store_of_another_geometry(tmp_path: Path, plx: Plx) -> No
     assert (told["size"], told["extent_size"], told["extents"]) == (28 << 20, 4 << 20, 7)
 
 
-VOLATILE = {"uuid", "created", "modified", "time", "deleted", "own"}
+VOLATILE = {"uuid", "created", "modified", "time", "deleted", "own", "returned"}
 
 
 def _steady(data: Any) -> Any:

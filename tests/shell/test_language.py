@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import BadRequest
-from plxsh.language import quoted, split, statements, tokens
+from plxsh.language import goes_on, quoted, split, statements, tokens
 
 
 def words(text: str) -> list[list[str]]:
@@ -141,3 +141,11 @@ def test_words_and_the_rest_are_told_apart() -> None:
         [">", "out", ";"],
         ["|", "cat"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [("", False), ("a", False), ("a \\", True), ("\\", True), ("a\\\\", False), ("\\ ", False)],
+)
+def test_a_line_that_goes_on(line: str, expected: bool) -> None:
+    assert goes_on(line) is expected

@@ -52,6 +52,21 @@ def test_version_and_help(plx: Plx) -> None:
     assert plx("vdi", status=2).err.startswith("Usage: plxsh vdi")
 
 
+@pytest.mark.parametrize("group", ["store", "vdi", "snap", "tap", "disk"])
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_no_line_of_a_list_of_commands_is_cut(
+    plx: Plx, monkeypatch: pytest.MonkeyPatch, group: str, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    listed = plx(group, "--help").out.partition("Commands:")[2].partition("Example")[0]
+    assert listed.strip()
+    assert "..." not in listed
+
+
+def test_the_usage_line_has_what_cannot_be_left_out(plx: Plx) -> None:
+    assert plx("store", "grow", "-h").lines[0] == "Usage: plxsh store grow [OPTIONS] --extents N"
+
+
 def test_an_unexpected_error_is_one_line(plx: Plx, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: Settings) -> None:
         raise RuntimeError("first\nsecond")

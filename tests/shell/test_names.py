@@ -225,9 +225,9 @@ def test_a_disk_that_hangs_holds_up_nobody(path: str, monkeypatch: pytest.Monkey
     gate = Gate()
     original = Blockstore.open
 
-    def slow(*args: Any) -> Blockstore:
+    def slow(*args: Any, **options: Any) -> Blockstore:
         gate.wait()
-        return original(*args)
+        return original(*args, **options)
 
     monkeypatch.setattr(Blockstore, "open", slow)
     names = Names(path, 0.01)
@@ -255,9 +255,9 @@ def test_a_question_that_came_too_late_is_answered_next(
     gate = Gate()
     original = Blockstore.open
 
-    def slow(*args: Any) -> Blockstore:
+    def slow(*args: Any, **options: Any) -> Blockstore:
         gate.wait()
-        return original(*args)
+        return original(*args, **options)
 
     monkeypatch.setattr(Blockstore, "open", slow)
     changed(path)
@@ -309,9 +309,9 @@ def test_reading_rests_ten_times_as_long_as_it_took(
     monkeypatch.setattr("plxsh.names.time", fake)
     original = Blockstore.open
 
-    def slow(*args: Any) -> Blockstore:
+    def slow(*args: Any, **options: Any) -> Blockstore:
         clock.now += 1.0
-        return original(*args)
+        return original(*args, **options)
 
     monkeypatch.setattr(Blockstore, "open", slow)
     names = Names(path, LONG)

@@ -198,7 +198,7 @@ def test_what_is_typed_while_a_command_runs_is_kept(shell: Shell) -> None:
 
 
 def test_confirmation_is_asked_and_no_is_the_default(shell: Shell, store: Path) -> None:
-    for answer in ("", "n", "x\rn"):
+    for answer in ("", "n", "x", "yess"):
         shell.start("vdi delete web")
         shell.wait_for("[y/N]")
         assert "VDI 1 'web'" in " ".join(shell.screen)
@@ -214,13 +214,24 @@ def test_confirmation_is_asked_and_no_is_the_default(shell: Shell, store: Path) 
     assert "web" not in names(store)
 
 
+def test_a_line_that_ends_in_a_backslash_goes_on(shell: Shell) -> None:
+    shell.type("vdi show \\")
+    shell.key("enter")
+    shell.wait_for(lambda: shell.line == "...")
+    shell.type("  web -o plain")
+    shell.key("enter")
+    shell.prompt()
+    assert shell.find("65536")
+
+
 def test_ctrl_c_is_no_consent(shell: Shell, store: Path) -> None:
+    told = "plxsh: vdi delete: not confirmed, nothing was changed"
     for key in ("c-c", "c-d"):
         shell.start("vdi delete web")
         shell.wait_for("[y/N]")
         shell.settle(0.1)  # Python loses a signal that comes just before it begins to read
         shell.key(key)
-        shell.wait_for("interrupted")
+        shell.wait_for(lambda: told in shell.screen)  # in a row of its own
         shell.prompt()
         shell.clear()
     assert "web" in names(store)

@@ -77,6 +77,26 @@ def test_binary_junk_on_standard_input(junk: bytes) -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_a_script_as_other_systems_write_it() -> None:
+    script = b"\xef\xbb\xbfsnap list \\\r\n base\r\nvdi show web # it\r\n\r\n"
+    done = piped(script)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "patched" in done.stdout
+    assert "name\tweb\n" in done.stdout
+    Path("script").write_bytes(script)
+    assert piped("source script").stdout == done.stdout
+
+
+def test_standard_input_has_one_name() -> None:
+    for options in ((), ("-f", "-"), ("source", "-")):
+        done = piped("vdi list\nvdi show x\n", *options)
+        assert "plxsh: standard input: line 2: vdi show: " in done.stderr
+
+
+def test_a_backslash_at_the_very_end_means_nothing() -> None:
+    assert "name\tweb" in piped("vdi show web \\").stdout
+
+
 def test_an_unbalanced_quote_runs_nothing() -> None:
     done = piped('vdi list\nvdi show "My new\n')
     assert done.returncode == 2

@@ -95,8 +95,27 @@ def test_a_destructive_command_does_not_take_the_default(shell: Shell, store: Pa
 def test_the_vdi_in_use_goes_away(shell: Shell) -> None:
     shell.run("use web")
     shell.run("vdi delete -y web")
-    assert shell.run("vdi show")[0].startswith("plxsh: vdi show: ")
+    assert shell.run("vdi show")[0].startswith("plxsh: vdi show: there is no VDI 'web' (")
+    assert shell.run("use")[0].startswith("plxsh: use: there is no VDI 'web' (")
+    shell.wait_for(lambda: "VDI web is gone" in toolbar(shell))
     assert shell.run("!echo on") == ["on"]
+    shell.run("vdi restore web")
+    shell.wait_for(lambda: "gone" not in toolbar(shell))
+
+
+def test_the_vdi_in_use_gets_another_name(shell: Shell, store: Path) -> None:
+    shell.run("use web")
+    shell.wait_for(lambda: "VDI web" in toolbar(shell))
+    with Session.open(str(store)) as session:
+        session.rename(session.registry.find("web"), "www")
+    shell.wait_for(lambda: "plxsh www>" in shell.line and "VDI www" in toolbar(shell))
+    assert shell.run("use") == ["www"]
+
+
+def test_a_vdi_that_was_just_made_is_not_gone(shell: Shell) -> None:
+    for number in range(3):
+        shell.run(f"vdi create fresh{number}; use fresh{number}")
+        assert "gone" not in toolbar(shell)
 
 
 # -- pager -----------------------------------------------------------------------------

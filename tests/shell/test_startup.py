@@ -12,7 +12,8 @@ import pytest
 from shell.conftest import Plx
 from shell.many import store_of_clones
 
-HEAVY = {"numpy", "rich", "pydot", "prompt_toolkit", "websockets", "core.session", "core.transfer"}
+HEAVY = {"numpy", "rich", "pydot", "prompt_toolkit", "prometheus_client", "websockets"}
+HEAVY |= {"core.session", "core.transfer", "core.lock_master"}
 
 SCRIPT = """
 import json, os, sys

@@ -124,3 +124,16 @@ def test_a_tap_that_does_not_answer_is_none(plx: Plx, monkeypatch: pytest.Monkey
         deaf.listen()
         assert open_exports(Settings(store=str(plx.path))) == []  # nobody answers
     assert plx("-o", "json", "vdi", "list").json["vdis"][1]["clients"] == []
+
+
+def test_rates_are_those_of_the_last_seconds() -> None:
+    from plxsh.commands.tap import _described
+
+    counts = {"requests": 9, "bytes_read": 50_000, "bytes_written": 9_000}
+    before = {"requests": 1, "bytes_read": 20_000, "bytes_written": 9_000}
+    connection = {"peer": "pid 1", "since": 100.0, "counts": counts}
+    connection["recent"] = {"since": 1000.0, "counts": before}
+    export = {"name": "web", "id": 1, "snapshot": None, "size": 4096, "read_only": False}
+    row = _described(export, connection, 1010.0)
+    assert (row["read_rate"], row["write_rate"]) == (3000, 0)
+    assert row["since"] == 100 * 10**9

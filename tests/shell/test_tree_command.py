@@ -214,7 +214,7 @@ def test_pictures_go_into_files(store: str, tmp_path: Path, suffix: str) -> None
     [
         (["tree", "-o", "tree.gif"], USAGE, "end its name in .svg, .ps, .png, .pdf or .dot"),
         (["tree", "nobody"], NOT_FOUND, "there is no VDI 'nobody'"),
-        (["tree", "web", "base"], USAGE, "unexpected extra argument"),
+        (["tree", "web", "base"], USAGE, "'base' is left over"),
         (["tree", "-o", "/no/such/folder/t.dot"], NOT_FOUND, "cannot write /no/such/folder"),
     ],
 )

@@ -389,17 +389,18 @@ class Bench:
         self._attempt(vdi, vdi.restore, lambda: self.session.restore(record), True)
 
     def collect(self) -> None:
-        """Commit all, and collect: no deleted VDI is left, and nothing unreachable.
+        """Commit all, collect and give back: no deleted VDI is left, and nothing unreachable.
 
         What a VDI shared with something that is gone now, it will leave behind later.
         """
         self.flush_all()
-        self.session.collect()
+        plan = self.session.plan_collection()
+        account = plan.account()
+        assert {record.id for record, _ in account.own} == {vdi.id for vdi in self.restorable}
+        assert self.session.collect(plan) == account.total
         assert not self.restorable, "a deleted VDI survived a collection"
-        store = self.session.store
-        store.write_queued()
-        store.device.flush()
-        unreachable = check_store(store).unreachable
+        plan.give_back()
+        unreachable = check_store(self.session.store).unreachable
         assert not unreachable, f"{unreachable} blocks are unreachable after a collection"
 
     # -- committing --------------------------------------------------------------------

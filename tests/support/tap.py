@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 from support.stores import noise, small_store
 
+from core.device import Cache
 from core.session import Session
 from core.tap import protocol as p
 from core.tap.server import Tap
@@ -22,6 +24,8 @@ from core.tap.server import Tap
 MIB = 1 << 20
 CONTENTS = noise(MIB, "golden") + bytes(MIB) + noise(MIB, "end")
 """What `golden` and its snapshot hold: data, a hole, data."""
+both_caches = pytest.mark.parametrize("cache", ["host", "none"])
+"""Run a test with the page cache, and with O_DIRECT."""
 TIMEOUT = 90.0  # a busy disk may take its time over a flush
 
 
@@ -53,9 +57,9 @@ def short_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def tap_in_thread(store: str, **options: Any) -> Iterator[tuple[Tap, str]]:
+def tap_in_thread(store: str, cache: Cache = "host", **options: Any) -> Iterator[tuple[Tap, str]]:
     """Serve a store from a thread of this process; yields the tap and its socket."""
-    with short_folder() as folder, Session.open(store) as session:
+    with short_folder() as folder, Session.open(store, cache=cache) as session:
         path = str(folder / "nbd")
         tap = Tap(session, path, **options)
         failures: list[BaseException] = []
@@ -82,8 +86,8 @@ _RUNNER = """
 import sys
 from core.session import Session
 from core.tap.server import serve
-store, unix, port, tls = sys.argv[1:]
-with Session.open(store) as session:
+store, unix, port, tls, cache = sys.argv[1:]
+with Session.open(store, cache=cache) as session:
     serve(session, unix=unix or None, tcp=("127.0.0.1", int(port)) if port else None,
           tls=tls or None, ready=lambda: print("ready", flush=True))
 """
@@ -92,10 +96,12 @@ with Session.open(store) as session:
 class TapProcess:
     """A tap in a process of its own."""
 
-    def __init__(self, store: str, unix: str, port: str = "", tls: str = "") -> None:
+    def __init__(
+        self, store: str, unix: str, port: str = "", tls: str = "", cache: Cache = "host"
+    ) -> None:
         self.unix = unix
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _RUNNER, store, unix, port, tls],
+            [sys.executable, "-c", _RUNNER, store, unix, port, tls, cache],
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -122,7 +128,7 @@ class TapProcess:
 
 
 @contextmanager
-def tap_process(store: str, **options: str) -> Iterator[TapProcess]:
+def tap_process(store: str, **options: Any) -> Iterator[TapProcess]:
     """Serve a store from a process of its own, until the end of the block."""
     with short_folder() as folder:
         tap = TapProcess(store, str(folder / "nbd"), **options)

@@ -1,4 +1,6 @@
-"""Files as block devices: exact reads and writes, locks, and errors that say what to do."""
+"""What every device does, with the page cache or without: exact reads and writes, locks, and
+errors that say what to do. What only one of them does is below, and in `test_direct`.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from support.stores import noise
 
 from core.device import FileDevice, io_error, lock_holder
+from core.direct import DirectDevice
 from core.errors import (
     BadRequest,
     InUse,
@@ -23,6 +28,18 @@ from core.errors import (
     WouldBlock,
 )
 
+MIB = 1 << 20
+BLOCK = 4096
+
+Kind = type[FileDevice]
+
+
+@pytest.fixture(params=[FileDevice, DirectDevice])
+def kind(request: pytest.FixtureRequest) -> Kind:
+    """Each kind of device in turn."""
+    chosen: Kind = request.param
+    return chosen
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> str:
@@ -32,31 +49,110 @@ def path(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def device(path: str) -> Iterator[FileDevice]:
+def device(path: str, kind: Kind) -> Iterator[FileDevice]:
+    device = kind(path, writable=True)
+    yield device
+    device.close()
+
+
+@pytest.fixture
+def hosted(path: str) -> Iterator[FileDevice]:
+    """A device behind the page cache."""
     device = FileDevice(path, writable=True)
     yield device
     device.close()
 
 
-def test_reads_and_writes_are_exact(device: FileDevice) -> None:
+# -- every device ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("offset", "length"),
+    [(0, 8), (250, 10), (511, 2), (4000, 200), (4096, 4096), (1, 16383), (0, 16384)],
+)
+def test_any_bytes_can_be_read(device: FileDevice, offset: int, length: int) -> None:
+    wanted = (bytes(range(256)) * 64)[offset : offset + length]
     assert device.size == 256 * 64
-    assert device.pread(250, 10) == bytes([250, 251, 252, 253, 254, 255, 0, 1, 2, 3])
-    device.pwritev(5, [b"ab", bytearray(b"c"), memoryview(b"de")])
-    first, second = bytearray(2), bytearray(4)
-    device.preadv(4, [first, second])
-    assert bytes(first + second) == b"\4abcde"
+    assert device.pread(offset, length) == wanted
+    memory = memoryview(bytearray(length + 3))[3:]  # as no device wants it
+    device.preadv(offset, [memory[: length // 3], memory[length // 3 :]])
+    assert memory == wanted
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 16, 17, 256, 700])
+def test_whole_blocks_are_written_from_any_memory(device: FileDevice, blocks: int) -> None:
+    length = blocks * BLOCK
+    device.resize(4 * MIB)
+    data = noise(length, "data")
+    cuts = sorted({0, 1, length // 3, length // 2, length})
+    odd = memoryview(b"." + data)[1:]
+    buffers: list[bytes | memoryview] = [b"", *(odd[a:b] for a, b in pairwise(cuts))]
+    device.pwritev(2 * BLOCK, buffers)
+    assert device.pread(2 * BLOCK, length) == data
     device.flush()
+    whole = Path(device.name).read_bytes()
+    assert whole == bytes(range(256)) * 32 + data + (
+        (bytes(range(256)) * 64)[2 * BLOCK + length :]
+        + bytes(4 * MIB - max(2 * BLOCK + length, 4 * BLOCK))
+    )
 
 
-def test_more_buffers_than_one_call_takes(device: FileDevice) -> None:
-    pieces = [bytes([n % 251]) for n in range(3000)]
+def test_many_blocks_that_lie_apart_in_memory(device: FileDevice) -> None:
+    pieces = [noise(BLOCK, n) for n in range(1100)]  # more than one call takes
     device.pwritev(0, pieces)
+    assert device.pread(0, 1100 * BLOCK) == b"".join(pieces)
+
+
+def test_what_the_system_does_in_part_goes_on(
+    device: FileDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_write, real_read = os.pwritev, os.preadv
+
+    def short_write(fd: int, buffers: list[memoryview], at: int) -> int:
+        return real_write(fd, [memoryview(buffers[0])[:1536]], at)
+
+    def short_read(fd: int, buffers: list[memoryview], at: int, flags: int = 0) -> int:
+        return real_read(fd, [memoryview(buffers[0])[:1536]], at, flags)
+
+    monkeypatch.setattr(os, "pwritev", short_write)
+    data = noise(3 * BLOCK, "short")
+    device.pwritev(BLOCK, [data])
+    monkeypatch.setattr(os, "preadv", short_read)
+    assert device.pread(BLOCK, 3 * BLOCK) == data
+
+
+def test_what_was_fetched_is_read_without_waiting(device: FileDevice) -> None:
+    data = noise(3 * MIB, "fetched")
+    device.pwritev(0, [data])
+    device.flush()
+    release = device.fetch(5000, 2 * MIB)
+    buffer = bytearray(2 * MIB)
+    device.preadv(5000, [buffer], wait=False)
+    assert buffer == data[5000 : 5000 + 2 * MIB]
+    release()
+    with pytest.raises(IoFailed, match="ends at byte"):
+        device.fetch(4 * MIB, BLOCK)
+
+
+def test_reads_and_writes_are_exact(hosted: FileDevice) -> None:
+    assert hosted.size == 256 * 64
+    assert hosted.pread(250, 10) == bytes([250, 251, 252, 253, 254, 255, 0, 1, 2, 3])
+    hosted.pwritev(5, [b"ab", bytearray(b"c"), memoryview(b"de")])
+    first, second = bytearray(2), bytearray(4)
+    hosted.preadv(4, [first, second])
+    assert bytes(first + second) == b"\4abcde"
+    hosted.flush()
+
+
+def test_more_buffers_than_one_call_takes(hosted: FileDevice) -> None:
+    pieces = [bytes([n % 251]) for n in range(3000)]
+    hosted.pwritev(0, pieces)
     got = [bytearray(1) for _ in pieces]
-    device.preadv(0, got)
+    hosted.preadv(0, got)
     assert b"".join(got) == b"".join(pieces)
 
 
-def test_short_reads_and_writes_go_on(device: FileDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_reads_and_writes_go_on(hosted: FileDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     real_write, real_read = os.pwritev, os.preadv
 
     def short_write(fd: int, buffers: list[bytes], at: int) -> int:
@@ -66,19 +162,19 @@ def test_short_reads_and_writes_go_on(device: FileDevice, monkeypatch: pytest.Mo
         return real_read(fd, [memoryview(buffers[0])[:3]], at, flags)
 
     monkeypatch.setattr(os, "pwritev", short_write)
-    device.pwritev(1, [b"hello", b"", b"wonderful", b"world"])
+    hosted.pwritev(1, [b"hello", b"", b"wonderful", b"world"])
     monkeypatch.setattr(os, "preadv", short_read)
     first, second = bytearray(7), bytearray(12)
-    device.preadv(1, [first, second])
+    hosted.preadv(1, [first, second])
     assert bytes(first + second) == b"hellowonderfulworld"
 
 
 def test_a_write_without_progress_fails(
-    device: FileDevice, monkeypatch: pytest.MonkeyPatch
+    hosted: FileDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "pwritev", lambda *_: 0)
     with pytest.raises(IoFailed, match="at byte 7: no progress"):
-        device.pwritev(7, [b"x"])
+        hosted.pwritev(7, [b"x"])
 
 
 def test_reading_past_the_end_says_where_it_ends(device: FileDevice) -> None:
@@ -89,7 +185,7 @@ def test_reading_past_the_end_says_where_it_ends(device: FileDevice) -> None:
 
 
 def test_not_waiting_says_which_bytes_are_missing(
-    device: FileDevice, monkeypatch: pytest.MonkeyPatch
+    hosted: FileDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.preadv
 
@@ -100,17 +196,17 @@ def test_not_waiting_says_which_bytes_are_missing(
 
     monkeypatch.setattr(os, "preadv", cold)
     with pytest.raises(WouldBlock) as caught:
-        device.preadv(8192, [bytearray(100)], wait=False)
-    assert (caught.value.offset, caught.value.length) == (8192, 100)
+        hosted.preadv(8192, [bytearray(100)], wait=False)
+    assert caught.value.ranges == ((8192, 100),)
 
     monkeypatch.setattr(os, "preadv", lambda fd, b, at, _: real(fd, [memoryview(b[0])[:60]], at))
     with pytest.raises(WouldBlock) as caught:
-        device.preadv(8192, [bytearray(100)], wait=False)
-    assert (caught.value.offset, caught.value.length) == (8252, 40)
+        hosted.preadv(8192, [bytearray(100)], wait=False)
+    assert caught.value.ranges == ((8252, 40),)
 
 
 def test_a_file_system_without_nowait_is_read_the_plain_way(
-    device: FileDevice, monkeypatch: pytest.MonkeyPatch
+    hosted: FileDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, asked = os.preadv, []
 
@@ -122,16 +218,16 @@ def test_a_file_system_without_nowait_is_read_the_plain_way(
 
     monkeypatch.setattr(os, "preadv", without)
     buffer = bytearray(4)
-    device.preadv(0, [buffer], wait=False)
-    device.preadv(0, [buffer], wait=False)
+    hosted.preadv(0, [buffer], wait=False)
+    hosted.preadv(0, [buffer], wait=False)
     assert buffer == b"\0\1\2\3"
     assert len(asked) == 3  # it is asked with the flag once only
 
 
-def test_discard_makes_zeros_and_frees_space(tmp_path: Path) -> None:
+def test_discard_makes_zeros_and_frees_space(tmp_path: Path, kind: Kind) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"x" * (1 << 20))
-    device = FileDevice(str(file), writable=True)
+    device = kind(str(file), writable=True)
     device.flush()
     before = file.stat().st_blocks
     device.discard(4096, 1 << 19)
@@ -154,16 +250,16 @@ def test_resize_grows_and_never_shrinks(device: FileDevice) -> None:
         device.resize(1 << 62)
 
 
-def test_closing_twice_does_nothing(path: str) -> None:
-    device = FileDevice(path)
+def test_closing_twice_does_nothing(path: str, kind: Kind) -> None:
+    device = kind(path)
     device.close()
     device.close()
 
 
-def test_a_read_only_device_refuses_writes(path: str) -> None:
-    device = FileDevice(path)
+def test_a_read_only_device_refuses_writes(path: str, kind: Kind) -> None:
+    device = kind(path)
     with pytest.raises(ParallaxError, match="cannot write"):
-        device.pwritev(0, [b"x"])
+        device.pwritev(0, [bytes(BLOCK)])
     device.close()
 
 
@@ -201,15 +297,15 @@ def test_what_the_system_says_becomes_one_of_ours(
     assert hint in error.hint
 
 
-def test_what_cannot_be_opened(tmp_path: Path) -> None:
+def test_what_cannot_be_opened(tmp_path: Path, kind: Kind) -> None:
     with pytest.raises(NotFound, match="No such file"):
-        FileDevice(str(tmp_path / "none"))
+        kind(str(tmp_path / "none"))
     with pytest.raises(BadRequest, match="is no file and no block device"):
-        FileDevice(str(tmp_path))
+        kind(str(tmp_path))
     with pytest.raises(BadRequest, match="is no file and no block device"):
-        FileDevice("/dev/null")
+        kind("/dev/null")
     with pytest.raises(BadRequest, match="Is a directory"):
-        FileDevice(str(tmp_path), writable=True)
+        kind(str(tmp_path), writable=True)
 
 
 # -- locks -----------------------------------------------------------------------------
@@ -232,32 +328,32 @@ def held_elsewhere(path: str, lock: str) -> subprocess.Popen[str]:
     return holder
 
 
-def test_a_second_writer_is_told_who_the_first_is(path: str) -> None:
+def test_a_second_writer_is_told_who_the_first_is(path: str, kind: Kind) -> None:
     with held_elsewhere(path, "exclusive") as holder:
         for lock in ("exclusive", "shared"):
             with pytest.raises(InUse) as caught:
-                FileDevice(path, True, lock)  # type: ignore[arg-type]
+                kind(path, True, lock)  # type: ignore[arg-type]
             assert caught.value.message.startswith(f"{path} is in use by ")
             assert f"(pid {holder.pid})" in caught.value.message
             assert caught.value.hint == "stop it, or wait until it is done"
-        FileDevice(path).close()  # who takes no lock is not kept out
+        kind(path).close()  # who takes no lock is not kept out
         who = lock_holder(path)
         assert who is not None
         assert who.endswith(f"(pid {holder.pid})")
         assert not who.startswith("python")  # the program, not its interpreter
         holder.communicate()
     assert lock_holder(path) is None
-    FileDevice(path, True, "exclusive").close()
+    kind(path, True, "exclusive").close()
 
 
-def test_shared_locks_share(path: str) -> None:
-    first = FileDevice(path, lock="shared")
-    second = FileDevice(path, lock="shared")
+def test_shared_locks_share(path: str, kind: Kind) -> None:
+    first = kind(path, lock="shared")
+    second = kind(path, lock="shared")
     with pytest.raises(InUse):
-        FileDevice(path, True, "exclusive")
+        kind(path, True, "exclusive")
     first.close()
     second.close()
-    FileDevice(path, True, "exclusive").close()
+    kind(path, True, "exclusive").close()
 
 
 def test_the_holder_of_no_lock_or_no_file_is_nobody(path: str) -> None:

@@ -285,7 +285,7 @@ class CountingDevice(MemoryDevice):
 
     def preadv(self, offset: int, buffers: Sequence[Buffer], wait: bool = True) -> None:
         if self.cold and not wait:
-            raise WouldBlock(offset, sum(map(len, buffers)))
+            raise WouldBlock((offset, sum(map(len, buffers))))
         self.reads += 1
         super().preadv(offset, buffers)
 
@@ -480,7 +480,7 @@ def test_not_waiting_raises_until_the_nodes_are_there(
     device.cold = True
     with pytest.raises(WouldBlock) as caught:
         radix.lookup(700, wait=False)
-    assert caught.value.offset == entry_block(radix.root) * BLOCK
+    assert caught.value.ranges == ((entry_block(radix.root) * BLOCK, BLOCK),)
     with pytest.raises(WouldBlock):
         radix.lookup_range(700, 1, wait=False)
     assert radix.lookup(700)
