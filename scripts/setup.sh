@@ -109,7 +109,7 @@ case ${1:-} in
     check) packages ;;
     demo) packages e2fsprogs graphviz qemu-utils ;;
     test)
-        packages make e2fsprogs fio fish graphviz less libnbd-bin man-db nbdkit python3-libnbd \
+        packages make curl e2fsprogs fio fish graphviz less libnbd-bin man-db nbdkit python3-libnbd \
             systemd qemu-system-x86 qemu-utils strace zsh
         ;;
     venv)
