@@ -84,6 +84,28 @@ class BlockDevice(Protocol):
         """Release the device and its lock."""
 
 
+def sync_folder(path: str) -> None:
+    """Make the name of a new file durable.
+
+    Args:
+        path: the file.
+
+    Raises:
+        IoFailed: it may not be.
+    """
+    name = os.path.dirname(os.path.abspath(path))
+    try:
+        folder = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise IoFailed(
+            f"cannot flush the folder {name}: {error.strerror}", "check the disk it is on"
+        ) from error
+
+
 def io_error(error: OSError, what: str) -> ParallaxError:
     """Return the Parallax error that stands for an operating-system error.
 

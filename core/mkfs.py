@@ -8,7 +8,7 @@ import uuid
 from typing import Final
 
 from core.blockstore import Blockstore
-from core.device import BlockDevice, Cache, FileDevice, io_error
+from core.device import BlockDevice, Cache, FileDevice, io_error, sync_folder
 from core.direct import open_device
 from core.errors import BadRequest
 from core.extent import pristine
@@ -93,7 +93,7 @@ def create(
             sb = format_device(device, extent_size, extents)
         finally:
             device.close()
-        _sync_folder(path)
+        sync_folder(path)
     except BaseException:
         if made:
             os.unlink(path)
@@ -107,15 +107,6 @@ def _discard(device: FileDevice, progress: Progress) -> None:
         progress(start, device.size)
         device.discard(start, min(_DISCARD, device.size - start))
     progress(device.size, device.size)
-
-
-def _sync_folder(path: str) -> None:
-    """Make the name of a new file durable."""
-    folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 _SIGNATURES: Final = (

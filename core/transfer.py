@@ -20,7 +20,7 @@ from typing import Final
 
 import numpy as np
 
-from core.device import io_error
+from core.device import io_error, sync_folder
 from core.errors import BadRequest, Different, Interrupted, ParallaxError
 from core.format import BLOCK, blocks_for
 from core.image import Extent, Image
@@ -393,22 +393,13 @@ def _export_file(
                 convert(image, RAW, part, image_format, contents.size, converting, keep=(raw,))
         os.fsync(fd)
         os.replace(part, path)
-        _sync_folder(folder)
+        sync_folder(path)
     except OSError as error:
         raise io_error(error, what) from error
     finally:
         os.close(fd)
         with suppress(FileNotFoundError):
             os.unlink(part)
-
-
-def _sync_folder(folder: str) -> None:
-    """Make the name of a new file durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _write_sparse(contents: Image, fd: int, what: str, progress: Progress) -> None:
