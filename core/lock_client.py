@@ -336,7 +336,7 @@ class LockClient:
         self._valid_until = self._lease_from + self.timing.stop_after
 
     @singledispatchmethod
-    def _take(self, reply: object, now: float) -> None:  # noqa: ARG002
+    def _take(self, reply: object, now: float) -> None:  # noqa: ARG002  # called like the others
         raise TypeError(f"not a reply: {reply!r}")
 
     @_take.register(Unknown)
@@ -348,7 +348,7 @@ class LockClient:
         self.tick(now)
 
     @_take.register(Renewed)
-    def _renewed(self, reply: Renewed, now: float) -> None:  # noqa: ARG002
+    def _renewed(self, reply: Renewed, now: float) -> None:  # noqa: ARG002  # called like the others
         sent = self._renewals.get(reply.seq)
         if sent is None:
             return
@@ -369,7 +369,7 @@ class LockClient:
             self._repeat(now)
 
     @_take.register(Granted)
-    def _granted(self, reply: Granted, now: float) -> None:  # noqa: ARG002
+    def _granted(self, reply: Granted, now: float) -> None:  # noqa: ARG002  # called like the others
         wanted = self._wanted.get(reply.name)
         if wanted and reply.seq >= wanted.first and reply.token not in self._broken:
             del self._wanted[reply.name]
@@ -377,14 +377,14 @@ class LockClient:
             self.held[reply.name] = wanted.grant
 
     @_take.register(Waiting)
-    def _waiting(self, reply: Waiting, now: float) -> None:  # noqa: ARG002
+    def _waiting(self, reply: Waiting, now: float) -> None:  # noqa: ARG002  # called like the others
         wanted = self._wanted.get(reply.name)
         if wanted and reply.seq >= wanted.first:
             who = ", ".join(str(holding.who) for holding in reply.holders)
             wanted.behind = f"held by {who}" if who else "not granted yet"
 
     @_take.register(Refused)
-    def _refused(self, reply: Refused, now: float) -> None:  # noqa: ARG002
+    def _refused(self, reply: Refused, now: float) -> None:  # noqa: ARG002  # called like the others
         wanted = self._wanted.get(reply.name)
         if wanted and reply.seq >= wanted.first:
             del self._wanted[reply.name]
@@ -408,13 +408,13 @@ class LockClient:
             self._send_answer(reply.number, *served.answer)
 
     @_take.register(Answered)
-    def _answered(self, reply: Answered, now: float) -> None:  # noqa: ARG002
+    def _answered(self, reply: Answered, now: float) -> None:  # noqa: ARG002  # called like the others
         calling = self._calling.pop(reply.call, None)
         if calling is not None:
             calling.answer = reply
 
     @_take.register(Broken | Listing | Watching | SessionDied | LockReleased)
-    def _told(self, reply: Told | Event, now: float) -> None:  # noqa: ARG002
+    def _told(self, reply: Told | Event, now: float) -> None:  # noqa: ARG002  # called like the others
         self.inbox.append(reply)
 
     def _broken_off(self, token: int) -> None:

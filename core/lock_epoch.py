@@ -49,7 +49,7 @@ class VolatileEpochs:
     with the one that the store has on record.
     """
 
-    def start(self, hold: float) -> Start:  # noqa: ARG002
+    def start(self, hold: float) -> Start:  # noqa: ARG002  # as its sibling
         """Begin at nothing."""
         return Start(0, 0.0)
 

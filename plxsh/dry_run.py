@@ -40,7 +40,7 @@ class Overlay:
                 data[low - offset : high - offset] = written[low - start : high - start]
         return bytes(data)
 
-    def preadv(self, offset: int, buffers: Sequence[Buffer], wait: bool = True) -> None:  # noqa: ARG002
+    def preadv(self, offset: int, buffers: Sequence[Buffer], wait: bool = True) -> None:  # noqa: ARG002  # part of the interface
         """Fill `buffers` from byte `offset` on."""
         for buffer in buffers:
             memoryview(buffer)[:] = self.pread(offset, len(buffer))

@@ -52,7 +52,7 @@ class Command(click.Command):
         self.effect = effect
         self.params += behind_command({name for param in self.params for name in param.opts})
 
-    def get_help_option_names(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+    def get_help_option_names(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click passes it
         """Return the names of the help option, whoever made the context."""
         return list(HELP_OPTIONS)
 
@@ -134,7 +134,7 @@ class Group(click.Group):
 
     command_class = Command
 
-    def get_help_option_names(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+    def get_help_option_names(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click passes it
         """Return the names of the help option, whoever made the context."""
         return list(HELP_OPTIONS)
 
@@ -185,7 +185,7 @@ class LazyGroup(Group):
         super().__init__(*args, **kwargs)
         self._lazy = lazy
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click passes it
         """Return the names, in the order of the table."""
         return list(self._lazy)
 
@@ -195,7 +195,7 @@ class LazyGroup(Group):
             return words
         return [*settings.alias(words[0]), *words[1:]]
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # click passes it
         """Import and return one command, None when the table has no such name."""
         where = self._lazy.get(cmd_name)
         if where is None:

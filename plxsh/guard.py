@@ -90,4 +90,6 @@ def _tell(settings: Settings, program: str, code: str, message: str, hint: str, 
 
 def _forget_stdout() -> None:
     """Keep the interpreter from failing again when it flushes standard output at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)

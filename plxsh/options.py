@@ -31,7 +31,7 @@ class GlobalOption(click.Option):
 class _Behind(GlobalOption):
     """A global option of a command that leaves its description to `plxsh --help`."""
 
-    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:  # noqa: ARG002
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:  # noqa: ARG002  # click passes it
         """Return nothing to list."""
         return None
 
