@@ -7,9 +7,10 @@ it knows of commands is what click knows.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 import click
 
@@ -17,6 +18,9 @@ from core.errors import BadRequest
 from plxsh.context import Settings
 from plxsh.groups import Group
 from plxsh.params import COMMAND_LINE, SnapshotType, WordsArgument
+
+_SECONDS: Final = re.compile(r"\d+\.?\d*|\.\d+")
+"""What may stand before a command line in a command: how often `watch` runs it."""
 
 Kind = Literal["group", "command", "option", "value", "wrong"]
 
@@ -115,7 +119,9 @@ def _read(context: click.Context, words: list[str]) -> Reading:
             return _below(reading, command, word, words[at + 1 :])
         elif not arguments:
             reading.roles.append(Role("wrong", command))
-        elif arguments[0].type is COMMAND_LINE and not word.isdecimal():
+        elif arguments[0].type is COMMAND_LINE and (
+            context.params or not _SECONDS.fullmatch(word)
+        ):
             return _nested(reading, words[at:])
         else:
             _give(reading, arguments[0], word)

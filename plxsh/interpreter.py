@@ -116,6 +116,8 @@ class Interpreter:
         try:
             if statement.shell is not None:
                 return shell_out(statement.shell)
+            if statement.output is not None:
+                self._refuse_store(statement.output)
             with redirected(statement) as pipe:
                 words = statement.arguments
                 words = words[1:] if words[0] == "plxsh" else words
@@ -125,6 +127,14 @@ class Interpreter:
         if pipe is not None and status in (0, BROKEN_PIPE):  # who reads may leave early
             return pipe.returncode
         return status
+
+
+    def _refuse_store(self, path: str) -> None:
+        """Raise BadRequest if output would go over the store: one slip and all disks are gone."""
+        from core.source import refuse_store
+
+        with suppress(OSError):  # a file that is not there yet
+            refuse_store(self.settings.store, path, os.stat(path))
 
 
 def shell_of(ctx: click.Context, settings: Settings) -> Interpreter:

@@ -418,3 +418,12 @@ def test_configuration_that_cannot_be_read(plx: Plx) -> None:
         assert f"{section} of the configuration is 'x', not a section (write [{section}])" in told
     Path("form.toml").write_text("[shell]\noutput = 'xml'\n")
     assert "there is no output form 'xml'" in plx.fails(2, "--config", "form.toml", "tree")
+
+
+@pytest.mark.parametrize("where", ["> blockstore.dat", ">> blockstore.dat", "> link"])
+def test_output_does_not_go_over_the_store(plx: Plx, where: str) -> None:
+    os.symlink(plx.path, "link")
+    before = plx.bytes()
+    line = plx.fails(2, "-c", f"vdi list {where}")
+    assert "is the blockstore itself" in line
+    assert plx.bytes() == before

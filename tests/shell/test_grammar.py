@@ -62,6 +62,8 @@ def kinds(line: str) -> str:
         ("sc web", "c vdi"),
         ("watch vdi list", "c g c"),
         ("watch 5 vdi show web", "c words g c vdi"),
+        ("watch 0.5 vdi list", "c words g c"),
+        ("watch 5 5", "c words w"),
         ("watch vdi lsit", "c g w"),
         ("help vdi create", "c g c"),
     ],
