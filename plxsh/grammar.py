@@ -119,9 +119,7 @@ def _read(context: click.Context, words: list[str]) -> Reading:
             return _below(reading, command, word, words[at + 1 :])
         elif not arguments:
             reading.roles.append(Role("wrong", command))
-        elif arguments[0].type is COMMAND_LINE and (
-            context.params or not _SECONDS.fullmatch(word)
-        ):
+        elif arguments[0].type is COMMAND_LINE and (context.params or not _SECONDS.fullmatch(word)):
             return _nested(reading, words[at:])
         else:
             _give(reading, arguments[0], word)

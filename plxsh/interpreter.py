@@ -128,7 +128,6 @@ class Interpreter:
             return pipe.returncode
         return status
 
-
     def _refuse_store(self, path: str) -> None:
         """Raise BadRequest if output would go over the store: one slip and all disks are gone."""
         from core.source import refuse_store
