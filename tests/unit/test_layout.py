@@ -19,6 +19,7 @@ ORDER = (
     "text",
     "lock_timing",
     "lock_messages",
+    "locks",
     "lock_epoch",
     "lock_table",
     "lock_calls",
