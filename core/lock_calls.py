@@ -8,8 +8,13 @@ late is dropped.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
+from core.errors import IoFailed, NotFound
 from core.lock_messages import Answer, Answered, Call, Called, Reply
+from core.remote import pack_error
+
+_HINT: Final = "it may have been done; look before you try again"
 
 
 @dataclass(slots=True)
@@ -44,7 +49,8 @@ class Calls:
             self._next += 1
             self._pending[call.session, call.call] = pending
             if holder is None:
-                return self._settle(pending, False, f"nobody holds {call.name}")
+                nobody = NotFound(f"nobody holds {call.name}")
+                return self._settle(pending, False, pack_error(nobody))
         if pending.answer is not None:
             return [pending.answer]
         wait = max(pending.deadline - now, 0.0)
@@ -63,20 +69,16 @@ class Calls:
         for key in [key for key in self._pending if key[0] == session]:
             del self._pending[key]
         gone = [pending for pending in self._pending.values() if pending.holder == session]
-        return [
-            reply
-            for pending in gone
-            for reply in self._settle(pending, False, "the holder went away before it answered")
-        ]
+        text = pack_error(IoFailed("the holder went away before it answered", _HINT))
+        return [reply for pending in gone for reply in self._settle(pending, False, text)]
 
     def expire(self, now: float) -> list[Reply]:
         """Forget calls whose time is over, and say so to whoever still waits."""
         late = [(key, item) for key, item in self._pending.items() if item.deadline <= now]
         replies: list[Reply] = []
         for key, pending in late:
-            replies += self._settle(
-                pending, False, f"the holder did not answer within {pending.call.wait:g} s"
-            )
+            why = f"the holder did not answer within {pending.call.wait:g} s"
+            replies += self._settle(pending, False, pack_error(IoFailed(why, _HINT)))
             del self._pending[key]
             self._forgotten[key[0]] = max(key[1], self._forgotten.get(key[0], 0))
         return replies
@@ -84,6 +86,10 @@ class Calls:
     def next_deadline(self) -> float:
         """Return when the next call's time is over."""
         return min((item.deadline for item in self._pending.values()), default=float("inf"))
+
+    def count(self) -> int:
+        """Return how many were not answered yet."""
+        return sum(pending.answer is None for pending in self._pending.values())
 
     def _settle(self, pending: _Pending, done: bool, text: str) -> list[Reply]:
         if pending.answer is not None:

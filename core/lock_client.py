@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import singledispatchmethod
 from typing import Final, Literal, TypeVar
 
-from core.errors import Fenced
+from core.errors import Fenced, IoFailed
 from core.lock_messages import (
     Acknowledge,
     Acquire,
@@ -52,9 +52,12 @@ from core.lock_messages import (
     Welcome,
 )
 from core.lock_timing import Timing
+from core.remote import pack_error
 
 _FIRST_RETRY: Final = 1.0
 """Seconds until `Hello` is repeated; the master says its own times in the answer."""
+
+_HINT: Final = "it may have been done; look before you try again"
 
 _Key = TypeVar("_Key", int, str)
 Phase = Literal["joining", "reclaiming", "joined", "left"]
@@ -72,7 +75,10 @@ class Held:
 
 @dataclass(eq=False, slots=True)
 class Wanted:
-    """A lock that was asked for: in the end it has a `grant`, or `refused` says why not."""
+    """A lock that was asked for: in the end it has a `grant`, or `refused` says why not.
+
+    `unanswered` if the master has said nothing at all.
+    """
 
     name: str
     shared: bool
@@ -82,6 +88,7 @@ class Wanted:
     grant: Held | None = None
     refused: str = ""
     behind: str = ""
+    unanswered: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -114,6 +121,9 @@ class LockClient:
         nonce: makes a text that never repeats, anywhere.
 
     Attributes:
+        valid_until: until when it may write, on the clock of `tick`.
+        lost: why all that was held is lost, until `begin_again`.
+        store: the store that the process of the master has locked, as it was told.
         outgoing: what the transport is to send; it empties the list.
         inbox: calls to follow (`answer` them) and events; the owner empties the list.
     """
@@ -126,18 +136,23 @@ class LockClient:
         self.session = 0
         self.held: dict[str, Held] = {}
         self.timing = Timing()
+        self.valid_until = -math.inf
+        self.lost = ""
+        self.store = ""
         self._host, self._pid, self._purpose = host, pid, purpose
         self._nonce = nonce
         self._run = 0
         self._seq = 0
-        self._valid_until = -math.inf
         self._lease_from = -math.inf
         self._hellos: dict[str, float] = {}
+        self._welcomed_by = ""
+        self._moving = False
         self._renewals: dict[int, float] = {}
         self._renew_at = -math.inf
         self._retry_at = -math.inf
         self._wanted: dict[str, Wanted] = {}
         self._releasing: dict[str, int] = {}
+        self._kept: set[str] = set()
         self._broken: set[int] = set()
         self._stopping: set[int] = set()
         self._calling: dict[int, Calling] = {}
@@ -148,13 +163,13 @@ class LockClient:
 
     def may_submit(self, now: float, held: Held) -> bool:
         """Return whether a write under a grant may be submitted now; ask right before it."""
-        return not held.lost and now < self._valid_until
+        return not held.lost and now < self.valid_until
 
     def check(self, now: float, held: Held) -> None:
         """Raise Fenced, with the reason, if `may_submit` says no."""
         if held.lost:
             raise Fenced(f"{held.name} was lost: {held.lost}", "open it again")
-        if now >= self._valid_until:
+        if now >= self.valid_until:
             raise Fenced(
                 f"{held.name}: the lock master has not renewed the lease for too long",
                 "look whether it can be reached, then try again",
@@ -215,12 +230,37 @@ class LockClient:
             served.answer = (done, text)
             self._send_answer(called.number, done, text)
 
+    def begin_again(self, now: float) -> None:
+        """Go on after everything was lost; what the master still has is given back.
+
+        Nothing submitted under any of it may still be on its way.
+        """
+        self.lost = ""
+        for name in [*self.held]:
+            self.release(now, name)
+        for name in self._kept:
+            self._send_release(name)
+        self._kept.clear()
+        self._retry_later(now)
+
     def next_seq(self) -> int:
         """Return a number for a request that the owner makes itself: list, break, watch.
 
         Its answer comes to the inbox with the same number.
         """
         return self._next_seq()
+
+    def reconnected(self, now: float) -> None:
+        """Go on over a new connection; what was on its way on the old one is lost.
+
+        The master is told the old nonce, so the session moves to the new connection.
+        """
+        self.outgoing.clear()
+        if self.session:
+            self._moving = True
+            self._send_hello(self._welcomed_by)
+        self._retry_at = -math.inf
+        self.tick(now)
 
     def leave(self) -> None:
         """End the session; nothing is submitted any more."""
@@ -231,7 +271,7 @@ class LockClient:
         self._end_calls()
         if self.session:
             self.outgoing.append(Bye(self.session, self._next_seq()))
-        self.phase, self.session, self._valid_until = "left", 0, -math.inf
+        self.phase, self.session, self.valid_until = "left", 0, -math.inf
 
     # -- time ----------------------------------------------------------------------------
 
@@ -240,7 +280,7 @@ class LockClient:
         if self.phase == "left":
             return
         self._give_up(now)
-        if self.phase == "reclaiming" and now >= self._valid_until:
+        if self.phase == "reclaiming" and now >= self.valid_until:
             self._begin_again("its lease ended before the new lock master had answered")
         if self._is_unanswered() and now >= self._retry_at:
             self._retry_later(now)
@@ -263,12 +303,13 @@ class LockClient:
         for wanted in [*self._wanted.values()]:
             if now >= wanted.deadline + self.timing.renew_every:
                 del self._wanted[wanted.name]
+                wanted.unanswered = not wanted.behind
                 wanted.refused = wanted.behind or "the lock master does not answer"
                 self._send_release(wanted.name)
         for calling in [*self._calling.values()]:
             if now >= calling.deadline + self.timing.renew_every:
                 del self._calling[calling.number]
-                text = "no answer; nobody knows whether it was done"
+                text = pack_error(IoFailed("no answer came to a call", _HINT))
                 calling.answer = Answered(self.session, calling.number, False, text)
         for number, served in [*self._served.items()]:
             if now >= served.deadline + self.timing.give_away_after:
@@ -314,26 +355,39 @@ class LockClient:
 
     def _welcomed(self, now: float, welcome: Welcome) -> None:
         sent = self._hellos.get(welcome.nonce)
+        if self._moving and welcome.nonce == self._welcomed_by:
+            self._moving = False
+            if welcome.session <= self.session:
+                return
+            # The session is gone, and this one was begun by the old nonce. Nobody knows by
+            # which copy of it and when, so no lease counts from there.
+            self._begin_again(self._why_gone(welcome.run, now))
+            sent = -math.inf
         if self.phase != "joining" or sent is None:
             return
         self.session, self._run, self.timing = welcome.session, welcome.run, welcome.timing
+        self.store, self._welcomed_by = welcome.store, welcome.nonce
         self._hellos.clear()
         for wanted in self._wanted.values():
             wanted.behind = ""
         self._lease_from = sent
         self._renew_at = sent + self.timing.renew_every
-        if self.held and now < self._valid_until:
+        if self.held and now < self.valid_until:
             self.phase = "reclaiming"
         else:
-            self._lose(self.held.values(), "its lease ended while the lock master was away")
+            self._lose_all("its lease ended while the lock master was away")
             self._join()
         self._retry_at = now + self.timing.retry_every
         self._repeat(now)
 
     def _join(self) -> None:
-        """Have a session that knows of all that is held."""
+        """Have a session that knows of all that is held.
+
+        An earlier lease goes on if it is longer: the run that it was promised by, and the
+        quiet time of the one after it, grant nothing to others before that is over.
+        """
         self.phase = "joined"
-        self._valid_until = self._lease_from + self.timing.stop_after
+        self.valid_until = max(self.valid_until, self._lease_from + self.timing.stop_after)
 
     @singledispatchmethod
     def _take(self, reply: object, now: float) -> None:  # noqa: ARG002  # called like the others
@@ -341,11 +395,14 @@ class LockClient:
 
     @_take.register(Unknown)
     def _unknown(self, reply: Unknown, now: float) -> None:
-        if reply.run <= self._run or now >= self._valid_until:
-            self._begin_again("the lock master has ended this session")
-        else:
-            self._begin_again("")
+        self._begin_again(self._why_gone(reply.run, now))
         self.tick(now)
+
+    def _why_gone(self, run: int, now: float) -> str:
+        """Return why nothing can be kept of a session that the master does not know."""
+        if run <= self._run or now >= self.valid_until:
+            return "the lock master has ended this session"
+        return ""
 
     @_take.register(Renewed)
     def _renewed(self, reply: Renewed, now: float) -> None:  # noqa: ARG002  # called like the others
@@ -364,7 +421,9 @@ class LockClient:
     def _reclaimed(self, reply: Reclaimed, now: float) -> None:
         if self.phase == "reclaiming":
             refused = [self.held[name] for name in reply.refused if name in self.held]
-            self._lose(refused, "the new lock master did not give it back")
+            if refused:
+                self._kept.update(name for name in self.held if name not in reply.refused)
+                self._lose_all("the new lock master did not give everything back")
             self._join()
             self._repeat(now)
 
@@ -438,22 +497,30 @@ class LockClient:
             grant.lost = why
             del self.held[grant.name]
 
+    def _lose_all(self, why: str) -> None:
+        """Lose what is held; who had nothing has lost nothing."""
+        if self.held:
+            self.lost = why
+            self._lose(self.held.values(), why)
+
     def _end_calls(self) -> None:
         for calling in self._calling.values():
-            text = "the session ended; nobody knows whether it was done"
+            text = pack_error(IoFailed("the session ended before the answer came", _HINT))
             calling.answer = Answered(self.session, calling.number, False, text)
         self._calling.clear()
 
     def _begin_again(self, lost: str) -> None:
         """Ask for a new session; `lost` says why nothing can be kept, if so."""
         if lost:
-            self._lose(self.held.values(), lost)
+            self._lose_all(lost)
         if not self.held:
-            self._valid_until = -math.inf
+            self.valid_until = -math.inf
         self._end_calls()
         for records in (self._renewals, self._releasing, self._served):
             records.clear()
         self._stopping.clear()
+        self._kept.clear()
+        self._moving = False
         if self.phase == "reclaiming":
             self.outgoing.append(Bye(self.session, self._next_seq()))
         self.phase, self.session, self._retry_at = "joining", 0, -math.inf
@@ -467,6 +534,9 @@ class LockClient:
         nonce = self._nonce()
         self._hellos = self._useful(now, self._hellos)
         self._hellos[nonce] = now
+        self._send_hello(nonce)
+
+    def _send_hello(self, nonce: str) -> None:
         self.outgoing.append(Hello(nonce, self._host, self._pid, self._purpose))
 
     def _renew(self, now: float) -> None:

@@ -8,19 +8,20 @@ Names: `vdi/3` to write a VDI, `extent/5` to allocate from an extent, `registry`
 create VDIs.
 
 The process in which it runs takes locks without a message (`acquire`) and without a lease:
-both live and die together. The engine sees only that, `Grant.check` and `Grant.release`; it
-takes locks when something is opened, never per request. All others have a session with a
-lease. `docs/concurrency.md` says what holds and why.
+both live and die together. For a process that has a store for itself the master is all that
+`core.locks.Locks` asks for. All others have a session with a lease. `docs/concurrency.md`
+says what holds and why.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import singledispatchmethod
 from typing import Final
 
-from core.errors import BadRequest, InUse, ParallaxError
+from core.errors import BadRequest, InUse, NotFound, ParallaxError
 from core.lock_calls import Calls
 from core.lock_epoch import Epochs, VolatileEpochs
 from core.lock_messages import (
@@ -32,6 +33,7 @@ from core.lock_messages import (
     Broken,
     Bye,
     Call,
+    Called,
     Event,
     Granted,
     Hello,
@@ -80,6 +82,42 @@ class _Session:
     lost: set[int] = field(default_factory=set)
 
 
+@dataclass(slots=True)
+class Figures:
+    """What a master has to do, in numbers; `quiet` in seconds."""
+
+    sessions: int
+    exclusive: int
+    shared: int
+    breaking: int
+    waiting: int
+    calls: int
+    epoch: int
+    quiet: float
+
+
+class _Answered:
+    """A request that was decided when it was made."""
+
+    def __init__(self, outcome: Grant | ParallaxError) -> None:
+        self._outcome = outcome
+
+    def poll(self) -> Grant:
+        """Return the grant.
+
+        Raises:
+            InUse: it was refused.
+        """
+        if isinstance(self._outcome, ParallaxError):
+            raise self._outcome
+        return self._outcome
+
+    def cancel(self) -> None:
+        """Want it no more."""
+        if not isinstance(self._outcome, ParallaxError):
+            self._outcome.release()
+
+
 class LockMaster:
     """Grants each name to one holder at a time, or to several who share it.
 
@@ -88,13 +126,32 @@ class LockMaster:
         epochs: where the epoch is kept; without it the master may grant only to those who
             live and die with it.
         now: seconds of a monotonic clock; every later time comes from the same one.
+        alone: no session of an earlier run is left, so there is nothing to wait for.
+        store: the UUID, in hex, of the store that this process has locked, if any.
+        here: this process, for people.
+
+    Attributes:
+        leased, shared, store: as a `Locks`, it is for a process that has its store for
+            itself.
+        run: the epoch in which it was started.
 
     Raises:
         IoFailed: the epoch could not be made durable.
     """
 
+    leased = False
+    shared = False
+    store = ""
+
     def __init__(
-        self, timing: Timing | None = None, epochs: Epochs | None = None, now: float = 0.0
+        self,
+        timing: Timing | None = None,
+        epochs: Epochs | None = None,
+        now: float = 0.0,
+        *,
+        alone: bool = False,
+        store: str = "",
+        here: Who | None = None,
     ) -> None:
         """Start a new run, with nothing granted."""
         self.timing = timing or Timing()
@@ -103,23 +160,38 @@ class LockMaster:
         self.run = start.epoch
         self._token = start.epoch << _EPOCH_SHIFT
         self._next_session = self._token + 1
-        self._quiet_until = now + start.quiet
-        self._settled = start.quiet == 0
+        quiet = 0.0 if alone else start.quiet
+        self._quiet_until = now + quiet
+        self._settled = quiet == 0
+        if alone:
+            self._epochs.settle()
+        self._all_suspect = quiet > 0
+        self._suspects: set[str] = set()
+        self._told_store = store
         self._now = now
         self._table = LockTable()
         self._calls = Calls(self._token + 1)
-        here = Who(HERE, "this host", 0, "the lock master's own process")
+        here = here or Who(HERE, "this host", 0, "the lock master's own process")
         self._sessions = {HERE: _Session(here, "", math.inf)}
         self._out: list[Reply] = []
 
     # -- for the process it runs in ------------------------------------------------------
 
-    def acquire(self, name: str, floor: int = 0) -> Grant:
+    def acquire(
+        self,
+        name: str,
+        floor: int = 0,
+        *,
+        shared: bool = False,
+        wait: float = 0.0,  # noqa: ARG002  # as its siblings
+    ) -> Grant:
         """Grant `name` to this process, with a token higher than all before and than `floor`.
 
         Args:
             name: what to lock.
             floor: the highest token the store has on record for it.
+            shared: others may share it.
+            wait: not done: nothing comes free while this process stands still.
 
         Raises:
             InUse: it is granted already, or others wait for it, or the master was started
@@ -131,9 +203,71 @@ class LockMaster:
             raise InUse(f"{name} is already open for writing in this process")
         if self._now < self._quiet_until:
             raise InUse(f"{name}: {self._quiet()}", "try again then")
-        if not self._table.is_free(name, shared=False) or self._table.is_awaited(name):
+        if not self._table.is_free(name, shared) or self._table.is_awaited(name):
             raise InUse(f"{name} is held by {self._holders(name) or 'one who waited for it'}")
-        return self._table.add(name, self._new_token(floor), HERE, shared=False)
+        return self._table.add(name, self._new_token(floor), HERE, shared)
+
+    def ask(
+        self, name: str, floor: int = 0, *, shared: bool = False, wait: float = 0.0
+    ) -> _Answered:
+        """Acquire a name for one who may not wait; it is decided at once."""
+        try:
+            return _Answered(self.acquire(name, floor, shared=shared, wait=wait))
+        except ParallaxError as error:
+            return _Answered(error)
+
+    def held(self, name: str) -> Grant | None:
+        """Return what this process holds under a name."""
+        return self._table.held(name, HERE)
+
+    def suspect(self, name: str) -> bool:
+        """Return whether a holder of a name may still be writing under an old grant.
+
+        That is so once one ended by its lease running out, or did not let go of a grant
+        that was broken: it stays so for this run, because the next holder may leave what it
+        found as it was. One that released, said goodbye or is known to be dead writes
+        nothing more. Of what was before a run that began quiet nobody knows.
+        """
+        return self._all_suspect or name in self._suspects
+
+    def call(
+        self,
+        name: str,
+        method: str,  # noqa: ARG002  # as its siblings
+        argument: str = "",  # noqa: ARG002
+        wait: float = 10.0,  # noqa: ARG002
+    ) -> str:
+        """Raise NotFound: there is nobody else."""
+        raise NotFound(f"nobody else holds {name}")
+
+    def calls(self) -> Sequence[Called]:
+        """Return nothing: nobody calls."""
+        return ()
+
+    def answer(self, called: Called, done: bool, text: str = "") -> None:
+        """Do nothing: nobody called."""
+
+    def when_called(self, wake: Callable[[], None] | None) -> None:
+        """Do nothing: nobody will call."""
+
+    def check(self) -> None:
+        """Do nothing: this process may write as long as it lives."""
+
+    def lease_left(self) -> float:
+        """Return infinity: there is no lease."""
+        return math.inf
+
+    def is_lost(self) -> bool:
+        """Return False: nothing can be lost."""
+        return False
+
+    def begin_again(self) -> None:
+        """Do nothing: nothing was lost."""
+
+    def close(self) -> None:
+        """Give back all that this process holds."""
+        for grant in [grant for grant in self._table if grant.session == HERE]:
+            self._table.release(grant)
 
     def holder(self, name: str) -> Grant | None:
         """Return the grant that holds `name` exclusively, or None."""
@@ -145,6 +279,34 @@ class LockMaster:
         return tuple(sorted(found, key=lambda holding: (holding.name, holding.token)))
 
     # -- for everyone else ---------------------------------------------------------------
+
+    def has(self, session: int) -> bool:
+        """Return whether a session exists."""
+        return session in self._sessions
+
+    def session_died(self, now: float, session: int) -> list[Reply]:
+        """End a session whose process is known to be dead, and with it all of its writes."""
+        self._pass_time(now)
+        if session in self._sessions and session != HERE:
+            who = self._sessions[session].who
+            self._end(session)
+            self._tell(SessionDied(HERE, who))
+            self._serve_released()
+        return self._take_out()
+
+    def figures(self) -> Figures:
+        """Return what can be counted now."""
+        grants = [*self._table]
+        return Figures(
+            sessions=len(self._sessions) - 1,
+            exclusive=sum(not grant.shared for grant in grants),
+            shared=sum(grant.shared for grant in grants),
+            breaking=sum(grant.revoked is not None for grant in grants),
+            waiting=sum(1 for _ in self._table.waiters()),
+            calls=self._calls.count(),
+            epoch=self._token >> _EPOCH_SHIFT,
+            quiet=max(self._quiet_until - self._now, 0.0),
+        )
 
     def receive(self, now: float, request: Request) -> list[Reply]:
         """Follow a request; return what to send, each to the session it names."""
@@ -189,7 +351,8 @@ class LockMaster:
             who = Who(self._next_session, hello.host, hello.pid, hello.purpose)
             self._next_session += 1
             session = self._sessions[who.session] = _Session(who, hello.nonce, self._lease_end())
-        self._out.append(Welcome(session.who.session, hello.nonce, self.run, self.timing))
+        number = session.who.session
+        self._out.append(Welcome(number, hello.nonce, self.run, self.timing, self._told_store))
 
     @singledispatchmethod
     def _follow(self, request: object) -> None:
@@ -307,10 +470,12 @@ class LockMaster:
                 session.ends += away
         for number, session in list(self._sessions.items()):
             if session.ends <= self._now:
+                self._suspect(grant for grant in self._table if grant.session == number)
                 self._end(number)
                 self._tell(SessionDied(HERE, session.who))
         for grant in list(self._table.revoked()):
             if grant.revoked is not None and grant.revoked <= self._now:
+                self._suspect((grant,))
                 self._table.release(grant)
         if not self._settled and self._now >= self._quiet_until:
             self._settled = True
@@ -322,6 +487,10 @@ class LockMaster:
             if waiter.deadline <= self._now:
                 self._refuse(waiter.session, waiter.seq, waiter.name)
         self._out += self._calls.expire(self._now)
+
+    def _suspect(self, grants: Iterable[Grant]) -> None:
+        """Remember names whose holder ended without a word; who shares a name does not write."""
+        self._suspects.update(grant.name for grant in grants if not grant.shared)
 
     def _lease_end(self) -> float:
         """Return until when a session renewed now may have what it holds."""

@@ -3,7 +3,9 @@
 A transport carries these and knows nothing about locks. It may lose them, repeat them and
 change their order. What it must do: let a connection speak only for sessions that were
 welcomed on it, and bring a reply to the session that it names (`Welcome` to the connection
-that the `Hello` with its nonce came from).
+that the `Hello` with its nonce came from, and `Unknown` to the one that asked).
+A `Hello` with the nonce of a session that exists brings that session to another connection,
+so nonces are secrets between a client and the master.
 
 Every request has a sequence number of its session, and the reply repeats it. Of the
 requests that take and give locks (`ORDERED`) the master drops those that are not newer than
@@ -177,12 +179,16 @@ class Watch:
 
 @dataclass(slots=True)
 class Welcome:
-    """The session exists; `run` is the epoch in which the master started."""
+    """The session exists; `run` is the epoch in which the master started.
+
+    `store` is the UUID, in hex, of the store that the master's own process has locked, if any.
+    """
 
     session: int
     nonce: str
     run: int
     timing: Timing
+    store: str = ""
 
 
 @dataclass(slots=True)

@@ -42,7 +42,7 @@ class Grant:
         Raises:
             Fenced: it was lost; nothing more may be written under it.
         """
-        if self._table.exclusive.get(self.name) is not self:
+        if self._table.held(self.name, self.session) is not self:
             raise Fenced(f"{self.name} is no longer held by this session", "open it again")
 
     def release(self) -> None:

@@ -9,8 +9,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Final
 
 from core.errors import BadRequest
+
+SHORTEST: Final = 1.0
+LONGEST: Final = 3600.0
+"""Seconds a lease may last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,19 @@ class Timing:
     worst_io: float = 5.0
     skew: float = 1.0
     margin: float = 15.0
+
+    @classmethod
+    def of(cls, lease: float) -> Timing:
+        """Return times in the usual proportions, for a lease of so many seconds.
+
+        Raises:
+            BadRequest: it is too short for a network and a disk to keep.
+        """
+        if not SHORTEST <= lease <= LONGEST:
+            raise BadRequest(
+                f"a lease of {lease:g} s is not possible", f"{SHORTEST:g} to {LONGEST:g} s are"
+            )
+        return cls(lease, worst_io=lease / 4, skew=lease / 20, margin=lease * 3 / 4)
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""

@@ -38,6 +38,21 @@ class Grant(Protocol):
         """Give the lock back; a second call does nothing."""
 
 
+class Asked(Protocol):
+    """A lock that was asked for by one who may not wait."""
+
+    def poll(self) -> Grant | None:
+        """Return the grant, or None as long as it is not decided.
+
+        Raises:
+            InUse: someone else has it; the message says who and where.
+            IoFailed: the lock master cannot be reached.
+        """
+
+    def cancel(self) -> None:
+        """Want it no more; what was granted already is given back."""
+
+
 class Locks(Protocol):
     """A session with a lock master.
 
@@ -48,6 +63,10 @@ class Locks(Protocol):
 
     leased: bool
     shared: bool
+
+    @property
+    def store(self) -> str:
+        """UUID, in hex, of the store that the lock master's own process keeps locked, or none."""
 
     def acquire(
         self, name: str, floor: int = 0, *, shared: bool = False, wait: float = 0.0
@@ -64,6 +83,9 @@ class Locks(Protocol):
             InUse: someone else has it; the message says who and where.
             IoFailed: the lock master cannot be reached.
         """
+
+    def ask(self, name: str, floor: int = 0, *, shared: bool = False, wait: float = 0.0) -> Asked:
+        """Acquire a name without waiting for it here; `when_called` tells when to look."""
 
     def suspect(self, name: str) -> bool:
         """Return whether whoever held a name before may still be writing under it."""
@@ -100,6 +122,9 @@ class Locks(Protocol):
     def is_lost(self) -> bool:
         """Return whether all that was held is lost, so that one has to begin again."""
 
+    def begin_again(self) -> None:
+        """Forget all that was lost; from now on this is a session like any new one."""
+
     def calls(self) -> Sequence[Called]:
         """Take the calls that came since the last time; each wants one `answer`."""
 
@@ -107,7 +132,10 @@ class Locks(Protocol):
         """Say what came of a call."""
 
     def when_called(self, wake: Callable[[], None] | None) -> None:
-        """Have `wake` called, on any thread, whenever there is something in `calls`."""
+        """Have `wake` called, on any thread, whenever there is something in `calls`.
+
+        Also when something that was asked for is decided, and when all is lost.
+        """
 
     def close(self) -> None:
         """End the session; what it holds is given back."""

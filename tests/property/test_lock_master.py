@@ -1,8 +1,9 @@
 """The lock master and its clients through thousands of random histories, in simulated time.
 
 Never two who may both write what one alone may write, nor a write that lands when another
-may; tokens grow; calls are followed once; and in calm times everything comes to an end. A
-history is its seed: `World(SEED).run()` repeats it.
+may; whoever comes after one that fell silent is told so; tokens grow; calls are followed
+once; and in calm times everything comes to an end. A history is its seed: `World(SEED).run()`
+repeats it.
 
 The rest plants mistakes and sees each of them found by the very same histories.
 """
@@ -65,6 +66,8 @@ def test_the_histories_are_worth_living() -> None:
     assert sum(len(world.followed) for world in worlds) > 3
     assert sum(world.landed for world in worlds) > 300
     assert sum(world.kept for world in worlds) > 5
+    assert sum(world.suspected for world in worlds) > 5
+    assert sum(world.moved for world in worlds) > 20
 
 
 def test_a_history_is_the_same_again() -> None:
@@ -148,6 +151,13 @@ class FollowsTheOld(LockMaster):
         return super().receive(now, request)
 
 
+class SuspectsNobody(LockMaster):
+    """Whoever lapsed is taken for gone."""
+
+    def suspect(self, name: str) -> bool:  # noqa: ARG002
+        return False
+
+
 # -- mistakes of the client ------------------------------------------------------------------
 
 
@@ -185,7 +195,7 @@ class ClaimsTheLapsed(LockClient):
 
     def receive(self, now: float, reply: Reply) -> None:
         if self.held and isinstance(reply, Unknown | Welcome):
-            self._valid_until = max(self._valid_until, now + 1.0)
+            self.valid_until = max(self.valid_until, now + 1.0)
         super().receive(now, reply)
 
 
@@ -232,6 +242,7 @@ BUGS = {
     "no time for writes to land": Rules(client=WritesToTheEnd),
     "lapsed grants claimed": Rules(client=ClaimsTheLapsed),
     "let go too early": Rules(client=LetsGoTooEarly),
+    "nobody suspected": Rules(master=SuspectsNobody),
     "old answers trusted": Rules(client=TrustsOldAnswers),
     "calls followed twice": Rules(client=FollowsRepeats),
 }

@@ -137,11 +137,14 @@ class World:
         self.tokens: dict[int, tuple[str, int]] = {}
         self.highest = 0
         self.followed: dict[str, int] = {}
+        self.unended: dict[str, set[int]] = {}
+        self.suspected = self.moved = 0
         self.lossy = self.random.choice((0.0, 0.05, 0.3))
         self.slow = self.random.choice((0.01, 0.5, 3.0, 8.0))
         self.pace = self.random.choice((0.5, 1.0, 2.0))
         self.trouble = self.random.choice((0.2, 0.5, 1.0))
         self.epochs = rules.epochs()
+        self.alone = self.random.random() < 0.5
         self.master: LockMaster | None = None
         self.master_suspended = False
         self.master_unread: list[Request] = []
@@ -217,6 +220,8 @@ class World:
         for wanted in [wanted for wanted in host.wanted if wanted.grant or wanted.refused]:
             host.wanted.remove(wanted)
             if wanted.grant:
+                if not wanted.shared:
+                    self.unended.setdefault(wanted.name, set()).add(wanted.grant.token)
                 keep = self.random.choice((5.0, 25.0, 25.0, 70.0))
                 self.after(self.random.uniform(0.0, keep), self.giver(host, wanted.grant))
                 host.broken.append(wanted.grant)
@@ -224,11 +229,17 @@ class World:
         for held in host.broken:
             if held.lost and held.token not in busy:
                 client.stopped(held)
+                if held.lost == "it was broken":
+                    self.ended_well(held)
         host.broken = [held for held in host.broken if not held.lost or held.token in busy]
         for name in [*host.giving_back]:
             if not any(write.name == name for write in host.writes):
                 host.giving_back.discard(name)
+                if name in client.held:
+                    self.ended_well(client.held[name])
                 client.release(host.clock.at(self.t), name)
+        if client.lost and not host.writes:
+            client.begin_again(host.clock.at(self.t))
         for request in client.outgoing:
             if isinstance(request, Hello):
                 self.nonces[request.nonce] = host
@@ -241,6 +252,16 @@ class World:
             host.due = due
             late = 0.001 if self.calm else self.random.choice((0.001, 0.001, 2.0))
             self.after(due - self.t + late, lambda: due == host.due and self.tick_host(host))
+
+    def ended_well(self, held: Held) -> None:
+        """A holder has said that it writes no more."""
+        self.unended.get(held.name, set()).discard(held.token)
+
+    def reconnect(self, host: Host) -> None:
+        if not host.suspended:
+            self.moved += bool(host.client.session)
+            host.client.reconnected(host.clock.at(self.t))
+            self.after_turn(host)
 
     def giver(self, host: Host, held: Held) -> Callable[[], object]:
         def give() -> None:
@@ -346,7 +367,8 @@ class World:
         if self.master is None:
             self.master_clock = self.new_clock()
             now = self.master_clock.at(self.t)
-            self.master = self.rules.master(self.timing, self.epochs, now)
+            alone = self.alone and not self.epochs.epoch
+            self.master = self.rules.master(self.timing, self.epochs, now, alone=alone)
             self.master_suspended, self.master_unread = False, []
             self.tick_master()
 
@@ -373,6 +395,7 @@ class World:
         assert master is not None
         for reply in replies:
             if isinstance(reply, Granted):
+                self.look_for_suspects(reply.name, reply.token)
                 self.note_token(reply.name, reply.token, reply.session)
             for delay in self.delays():
                 self.after(delay, lambda reply=reply: self.to_host(reply))
@@ -394,6 +417,14 @@ class World:
             unread, self.master_unread = self.master_unread, []
             for request in unread:
                 self.to_master(request)
+
+    def look_for_suspects(self, name: str, token: int) -> None:
+        """A new holder is warned of one before it who never said that it had stopped."""
+        assert self.master is not None
+        left = [old for old in self.unended.get(name, ()) if old < token]
+        self.suspected += bool(left)
+        if left and not self.master.suspect(name):
+            raise Violation(f"{name} is not suspect, but the holders of {left} said nothing")
 
     def note_token(self, name: str, token: int, session: int) -> None:
         known = self.tokens.get(token)
@@ -457,8 +488,10 @@ class World:
             self.suspend(host)
         elif what < 0.90:
             self.restart_client(host)
-        elif what < 0.92:
+        elif what < 0.91:
             self.suspend_master()
+        elif what < 0.925:
+            self.reconnect(host)
         elif what < 0.95:
             if self.master is not None:
                 self.kill_master()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import pytest
 
-from core.errors import BadRequest, Fenced, InUse, IoFailed
+from core.errors import BadRequest, Fenced, InUse, IoFailed, NotFound
 from core.lock_epoch import Start
 from core.lock_master import HERE, LockMaster
 from core.lock_messages import (
@@ -39,6 +42,7 @@ from core.lock_messages import (
     Welcome,
 )
 from core.lock_timing import Timing, now
+from core.locks import Locks
 
 EPOCH = 1 << 32
 
@@ -105,6 +109,11 @@ class Talk:
             self.at = min(self.at + 1.0, end)
             found += self.master.tick(self.at)
         return found
+
+
+def said_no(code: str, message: str) -> str:
+    hint = "it may have been done; look before you try again" if code == "io" else ""
+    return json.dumps({"error": code, "message": message, "hint": hint})
 
 
 @pytest.fixture
@@ -501,14 +510,15 @@ def test_a_call_goes_to_the_holder_and_its_answer_comes_back(talk: Talk) -> None
 
 def test_a_call_that_nobody_can_answer_is_answered(talk: Talk) -> None:
     a, b = talk.hello("a"), talk.hello("b")
-    said = Answered(b, 1, False, "nobody holds vdi/1")
+    said = Answered(b, 1, False, said_no("not_found", "nobody holds vdi/1"))
     assert talk.say(Call, b, 1, "vdi/1", "snapshot", "", 10.0) == [said]
     talk.acquire(a)
     assert talk.say(Call, b, 1, "vdi/1", "snapshot", "", 10.0) == [said]
     talk.say(Call, b, 2, "vdi/1", "snapshot", "", 5.0)
-    assert talk.tick(5.0) == [Answered(b, 2, False, "the holder did not answer within 5 s")]
+    late = said_no("io", "the holder did not answer within 5 s")
+    assert talk.tick(5.0) == [Answered(b, 2, False, late)]
     talk.say(Call, b, 3, "vdi/1", "snapshot", "", 50.0)
-    gone = Answered(b, 3, False, "the holder went away before it answered")
+    gone = Answered(b, 3, False, said_no("io", "the holder went away before it answered"))
     assert talk.say(Bye, a) == [gone]
 
 
@@ -531,3 +541,91 @@ def test_times_that_cannot_work_are_refused(wrong: dict[str, float]) -> None:
 
 def test_the_clock_goes_on() -> None:
     assert now() <= now()
+
+
+# -- who may still be writing ----------------------------------------------------------------
+
+
+def test_a_name_is_suspect_when_its_holder_fell_silent(talk: Talk) -> None:
+    a = talk.hello()
+    talk.acquire(a, "vdi/1")
+    talk.acquire(a, "vdi/2")
+    talk.say(Release, a, "vdi/2")
+    talk.acquire(talk.hello("b"), "vdi/3", shared=True)
+    talk.tick(36.0)
+    assert talk.master.suspect("vdi/1")
+    assert not talk.master.suspect("vdi/2")
+    assert not talk.master.suspect("vdi/3")
+    talk.acquire(talk.hello("c"), "vdi/1")
+    assert talk.master.suspect("vdi/1")  # the new holder may commit nothing
+
+
+def test_a_goodbye_and_a_known_death_leave_no_suspect(talk: Talk) -> None:
+    a, b, watcher = talk.hello("a"), talk.hello("b"), talk.hello("c")
+    talk.say(Watch, watcher)
+    talk.acquire(a, "vdi/1")
+    talk.acquire(b, "vdi/2")
+    talk.say(Bye, a)
+    told = talk.master.session_died(talk.at, b)
+    assert {type(reply) for reply in told} == {SessionDied, LockReleased}
+    assert not talk.master.has(b)
+    assert not talk.master.suspect("vdi/1")
+    assert not talk.master.suspect("vdi/2")
+    assert talk.master.session_died(talk.at, b) == []
+    talk.master.session_died(talk.at, HERE)
+    assert talk.master.has(HERE)
+
+
+def test_a_break_that_is_acknowledged_leaves_no_suspect(talk: Talk) -> None:
+    a, b = talk.hello("a"), talk.hello("b")
+    for name in ("vdi/1", "vdi/2"):
+        granted = talk.acquire(a, name)
+        assert isinstance(granted, Granted)
+        talk.say(Break, b, name, granted.token)
+        if name == "vdi/1":
+            talk.say(Acknowledge, a, granted.token)
+    for _ in range(4):
+        talk.tick(9.0)
+        talk.renew(a)
+    assert not talk.master.suspect("vdi/1")
+    assert talk.master.suspect("vdi/2")
+
+
+def test_after_a_quiet_start_everything_is_suspect_and_alone_nothing() -> None:
+    assert LockMaster(Timing(), Epochs(quiet=35.0)).suspect("vdi/1")
+    epochs = Epochs(quiet=35.0)
+    alone = LockMaster(Timing(), epochs, alone=True)
+    assert not alone.suspect("vdi/1")
+    alone.acquire("vdi/1")
+    assert epochs.settled == 1
+
+
+def test_it_is_a_session_for_a_process_that_is_alone() -> None:
+    locks: Locks = LockMaster()
+    grant = locks.acquire("vdi/1", shared=True)
+    grant.check()
+    locks.check()
+    assert (locks.leased, locks.shared, locks.store) == (False, False, "")
+    assert locks.lease_left() == math.inf
+    assert not locks.is_lost()
+    assert locks.calls() == ()
+    with pytest.raises(NotFound):
+        locks.call("vdi/1", "snapshot")
+    assert locks.ask("vdi/2").poll() is not None
+    with pytest.raises(InUse):
+        locks.ask("vdi/2").poll()
+    locks.close()
+    assert locks.holdings() == ()
+    with pytest.raises(Fenced):
+        grant.check()
+
+
+def test_the_figures(talk: Talk) -> None:
+    a, b = talk.hello("a"), talk.hello("b")
+    talk.acquire(a, "vdi/1")
+    talk.acquire(a, "vdi/2", shared=True)
+    talk.acquire(b, "vdi/1", wait=9.0)
+    talk.say(Call, b, 1, "vdi/1", "m", "", 9.0)
+    found = talk.master.figures()
+    assert (found.sessions, found.exclusive, found.shared, found.breaking) == (2, 1, 1, 0)
+    assert (found.waiting, found.calls, found.epoch, found.quiet) == (1, 1, 1, 0.0)

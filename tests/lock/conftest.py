@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.locks import service
+
+from core.lock_connection import LockConnection
+from core.lock_service import LockService
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder with a path short enough for sockets."""
+    with tempfile.TemporaryDirectory(prefix="plx", dir="/tmp") as path:
+        yield Path(path)
+
+
+@pytest.fixture
+def unix(folder: Path) -> str:
+    return str(folder / "locks")
+
+
+@pytest.fixture
+def master(unix: str) -> Iterator[LockService]:
+    """A lock master on a Unix socket and on TCP."""
+    with service(unix, ("127.0.0.1", 0), store="5e" * 16, purpose="tap") as found:
+        yield found
+
+
+@pytest.fixture
+def port(master: LockService) -> int:
+    found: int = master.addresses[0][1]
+    return found
+
+
+Join = Callable[..., LockConnection]
+
+
+@pytest.fixture
+def join(unix: str) -> Iterator[Join]:
+    """Makes sessions, by default over the Unix socket, and ends them."""
+    with ExitStack() as stack:
+
+        def make(address: str = "", purpose: str = "test", **options: Any) -> LockConnection:
+            locks = LockConnection(address or f"unix:{unix}", purpose, **options)
+            stack.callback(locks.close)
+            return locks
+
+        yield make
