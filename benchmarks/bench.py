@@ -26,6 +26,7 @@ import machine
 import memory
 import metadata
 import prompt
+import snapshots
 from figures import Figure, as_json, as_table
 from workspace import Workspace
 
@@ -37,6 +38,7 @@ PARTS: Final[dict[str, Callable[[Workspace], list[Figure]]]] = {
     "memory": memory.open_clones,
     "fill": fill.images,
     "snapshots": metadata.snapshots,
+    "schedule": snapshots.schedule,
     "clones": metadata.clones,
     "gc": collection.marking,
     "start-up": metadata.start_up,

@@ -13,7 +13,9 @@ class Load:
     """What fio asks of a server.
 
     `amount` is the number of bytes after which it stops; 0 is until the time is over.
-    `flush` ends it with a FLUSH, which counts.
+    `flush` ends it with a FLUSH, which counts; `flush_every` has one after so many writes
+    (0: none). With `verify` what was written is read again
+    and compared, which does not count.
     """
 
     pattern: str
@@ -21,6 +23,8 @@ class Load:
     depth: int
     amount: int = 0
     flush: bool = False
+    verify: bool = False
+    flush_every: int = 0
 
     @property
     def writes(self) -> bool:
@@ -45,6 +49,10 @@ def run(uri: str, load: Load, seconds: float, seed: int) -> float:
         f"--end_fsync={int(load.flush)}",
         "--output-format=json",
     ]
+    if load.flush_every:
+        command.append(f"--fsync={load.flush_every}")
+    if load.verify:
+        command += ["--verify=crc32c", "--verify_fatal=1"]
     if load.amount:
         command += [f"--io_size={load.amount}"]
     else:

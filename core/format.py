@@ -112,7 +112,9 @@ SUPERBLOCK_MAGIC: Final = b"PARALLAX"
 _SUPERBLOCK = struct.Struct("<8sI16sIIIIIIIQq")
 assert _SUPERBLOCK.size == 72
 
-KNOWN_INCOMPAT: Final = 0
+INCOMPAT_SCHEDULES: Final = 1
+"""A VDI has or had a schedule: its snapshot log may lead to pages that are no more."""
+KNOWN_INCOMPAT: Final = INCOMPAT_SCHEDULES
 KNOWN_RO_COMPAT: Final = 0
 
 
@@ -342,6 +344,7 @@ assert _LOG_RECORD.size == LOG_RECORD
 
 KIND_SNAPSHOT: Final = 1
 KIND_TOMBSTONE: Final = 2
+_SCHEDULED: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,8 +352,9 @@ class LogRecord:
     """One line of a VDI's snapshot log.
 
     For a snapshot: its root entry (writable flag clear), radix height, size in bytes,
-    mapped data blocks, and the blocks that were the VDI's own when it was taken. For a
-    tombstone: `root` and `size` are the (block, offset) of the snapshot it deletes.
+    mapped data blocks, the blocks that were the VDI's own when it was taken, and whether
+    its schedule took it. For a tombstone: `root` and `size` are the (block, offset) of the
+    snapshot it deletes.
     """
 
     kind: int
@@ -361,6 +365,7 @@ class LogRecord:
     mapped: int = 0
     own: int = 0
     label: str = ""
+    scheduled: bool = False
 
     def pack(self) -> bytes:
         """Return the 128 bytes of the record, checksum included."""
@@ -372,7 +377,7 @@ class LogRecord:
             self.kind,
             self.height,
             len(label),
-            0,
+            _SCHEDULED * self.scheduled,
             0,
             self.time_ns,
             self.root,
@@ -387,7 +392,7 @@ class LogRecord:
     @classmethod
     def unpack(cls, record: bytes) -> LogRecord | None:
         """Return the record, or None when its checksum or its contents are wrong."""
-        kind, height, length, _, stored, time_ns, root, size, mapped, own, label = (
+        kind, height, length, flags, stored, time_ns, root, size, mapped, own, label = (
             _LOG_RECORD.unpack(record)
         )
         if crc32c(record[:4] + b"\0\0\0\0" + record[8:]) != stored or length > MAX_LABEL:
@@ -396,7 +401,8 @@ class LogRecord:
             text = label[:length].decode()
         except UnicodeDecodeError:
             return None
-        return cls(kind, time_ns, root, size, height, mapped, own, text)
+        scheduled = bool(flags & _SCHEDULED)
+        return cls(kind, time_ns, root, size, height, mapped, own, text, scheduled)
 
 
 def _pack_page(block: bytearray, page: tuple[LogRecord, ...]) -> None:
@@ -420,8 +426,8 @@ def _unpack_page(block: bytes, count: int) -> tuple[LogRecord, ...] | None:
 
 
 LOG_MAGIC: Final = b"PLXSNLOG"
-_LOG_BLOCK = struct.Struct("<8sI16sIQQ")
-assert _LOG_BLOCK.size == 48
+_LOG_BLOCK = struct.Struct("<8sI16sIQQQQ")
+assert _LOG_BLOCK.size == 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -429,18 +435,32 @@ class LogBlock:
     """A full page of a VDI's snapshot log, written once and never changed.
 
     `previous` is the checked pointer (a radix entry) to the page before, 0 for the first;
-    `number` counts the pages of this VDI from 0.
+    `number` counts the pages of this VDI from 0. `kept` is such a pointer to the newest page
+    before that retention never drops, `kept_number` that page's number.
     """
 
     vdi: int
     number: int
     previous: int
     page: tuple[LogRecord, ...]
+    kept: int = 0
+    kept_number: int = 0
 
     def pack(self, store: bytes) -> bytes:
         """Return the block to write."""
         block = bytearray(BLOCK)
-        _LOG_BLOCK.pack_into(block, 0, LOG_MAGIC, 0, store, self.vdi, self.number, self.previous)
+        _LOG_BLOCK.pack_into(
+            block,
+            0,
+            LOG_MAGIC,
+            0,
+            store,
+            self.vdi,
+            self.number,
+            self.previous,
+            self.kept,
+            self.kept_number,
+        )
         _pack_page(block, self.page)
         return _seal(block)
 
@@ -449,11 +469,11 @@ class LogBlock:
         """Return the log block in `block`, or None when it is damaged or another store's."""
         if not _intact(block, LOG_MAGIC):
             return None
-        _, _, uuid, vdi, number, previous = _LOG_BLOCK.unpack_from(block)
+        _, _, uuid, vdi, number, previous, kept, kept_number = _LOG_BLOCK.unpack_from(block)
         page = _unpack_page(block, LOG_RECORDS)
         if uuid != store or page is None:
             return None
-        return cls(vdi, number, previous, page)
+        return cls(vdi, number, previous, page, kept, kept_number)
 
 
 # ---------------------------------------------------------------------------------------
@@ -461,8 +481,8 @@ class LogBlock:
 
 VDI_TABLE_START: Final = 2
 VDI_MAGIC: Final = b"PLXVDI\0\1"
-_VDI = struct.Struct("<8sI16sQII16sQQBxxxxxxxQQQqqqQII16sQQIIQQ16s")
-assert _VDI.size == 220
+_VDI = struct.Struct("<8sI16sQII16sQQBxxxxxxxQQQqqqQII16sQQIIQQ16sQIQQQ")
+assert _VDI.size == 256
 _NAME_AT: Final = 512
 _NAME = struct.Struct("<H255s")
 
@@ -482,6 +502,11 @@ class VdiRecord:
     reserved for it from its first record on) when it is full. `log_previous` is the
     checked pointer to the page before it. Pages are numbered: the newest is `log_number`,
     those before `log_first` were given up by a repair. `snapshots` counts snapshots not deleted.
+
+    Each `schedule_ns` nanoseconds a snapshot is to be taken and the newest `schedule_keep` of
+    them are kept; 0: there is no schedule. Scheduled snapshots on lines of the log (counted
+    from 0, all pages as one) before `log_retired` are dropped. `log_kept` and `log_kept_number`
+    are what `LogBlock` says.
     """
 
     id: int
@@ -508,6 +533,11 @@ class VdiRecord:
     log_first: int = 0
     snapshots: int = 0
     session: bytes = bytes(16)
+    schedule_ns: int = 0
+    schedule_keep: int = 0
+    log_retired: int = 0
+    log_kept: int = 0
+    log_kept_number: int = 0
     page: tuple[LogRecord, ...] = ()
 
     def pack(self, store: bytes) -> bytes:
@@ -544,6 +574,11 @@ class VdiRecord:
             self.log_number,
             self.log_first,
             self.session,
+            self.schedule_ns,
+            self.schedule_keep,
+            self.log_retired,
+            self.log_kept,
+            self.log_kept_number,
         )
         _NAME.pack_into(block, _NAME_AT, len(name), name)
         _pack_page(block, self.page)
@@ -582,6 +617,11 @@ class VdiRecord:
             log_number,
             log_first,
             session,
+            schedule_ns,
+            schedule_keep,
+            log_retired,
+            log_kept,
+            log_kept_number,
         ) = _VDI.unpack_from(block)
         length, raw_name = _NAME.unpack_from(block, _NAME_AT)
         page = _unpack_page(block, count)
@@ -616,6 +656,11 @@ class VdiRecord:
             log_first,
             snapshots,
             session,
+            schedule_ns,
+            schedule_keep,
+            log_retired,
+            log_kept,
+            log_kept_number,
             page,
         )
 

@@ -7,6 +7,12 @@ the block it will move to when it is full: a snapshot's id, the pair (block, off
 the record in its page), is therefore known from the start and never changes.
 
 A deletion is a record too (a tombstone), so nothing that was written is ever changed.
+
+A schedule may add a hundred lines a second, so its snapshots are dropped without a line:
+the record says before which line of the log (counted from the very first) they are gone.
+A page on which there is nothing else is then dead as a whole, and the walk goes around it:
+each page also points to the newest one before it that has any other line. What a walk
+reads is therefore the pages of the snapshots that are kept, and those of what people did.
 """
 
 from __future__ import annotations
@@ -47,7 +53,8 @@ class Snapshot:
     """One snapshot of the VDI `vdi`, whose UUID is `vdi_uuid`.
 
     `root` and `height` are its tree, `size` its bytes, `mapped` its data blocks, `own`
-    the blocks that were written between the snapshot before it and this one.
+    the blocks that were written between the snapshot before it and this one, `line` is its
+    place in the whole log, counted from 0.
     """
 
     vdi: int
@@ -60,6 +67,8 @@ class Snapshot:
     mapped: int
     own: int
     label: str
+    scheduled: bool = False
+    line: int = 0
 
     @property
     def root_block(self) -> int:
@@ -74,22 +83,49 @@ def append(store: Blockstore, record: VdiRecord, entry: LogRecord) -> VdiRecord:
         NoSpace: there is not one block left for a new page.
     """
     if len(record.page) == LOG_RECORDS:
-        data = LogBlock(record.id, record.log_number, record.log_previous, record.page).pack(
-            store.sb.uuid
-        )
-        store.queue(record.log_block, data)
-        record = replace(
-            record,
-            page=(),
-            log_previous=pack_entry(record.log_block, node_check(data), False),
-            log_number=record.log_number + 1,
-            log_block=0,
-        )
+        record = _moved_out(store, record)
     if not record.log_block:
         store.allocator.reserve(1, urgent=True)
         [(block, _)] = store.allocator.take_reserved(1)
         record = replace(record, log_block=block)
     return replace(record, page=(*record.page, entry))
+
+
+def _moved_out(store: Blockstore, record: VdiRecord) -> VdiRecord:
+    """Return `record` with an empty page, and queue the block that the full one moves to."""
+    kept, number = _kept_before(record)
+    data = LogBlock(
+        record.id, record.log_number, record.log_previous, record.page, kept, number
+    ).pack(store.sb.uuid)
+    store.queue(record.log_block, data)
+    pointer = pack_entry(record.log_block, node_check(data), False)
+    # The first page is kept whatever it holds: no pointer then means that none is needed.
+    if not kept or not all(line.scheduled for line in record.page):
+        kept, number = pointer, record.log_number
+    return replace(
+        record,
+        page=(),
+        log_previous=pointer,
+        log_number=record.log_number + 1,
+        log_block=0,
+        log_kept=kept,
+        log_kept_number=number,
+    )
+
+
+def _kept_before(record: VdiRecord) -> tuple[int, int]:
+    """Return the pointer to the newest page before that is never dropped, and its number.
+
+    Where there is none yet, the pages were written before there were schedules: all stay.
+    """
+    if record.log_kept:
+        return record.log_kept, record.log_kept_number
+    return record.log_previous, max(0, record.log_number - 1)
+
+
+def last_line(record: VdiRecord) -> int:
+    """Return the place of the newest line in the whole log, counted from 0."""
+    return record.log_number * LOG_RECORDS + len(record.page) - 1
 
 
 def last_id(record: VdiRecord) -> SnapshotId:
@@ -98,33 +134,52 @@ def last_id(record: VdiRecord) -> SnapshotId:
 
 
 def pages(store: Blockstore, record: VdiRecord) -> Iterator[tuple[int, LogBlock]]:
-    """Yield (block, contents) of the full pages, newest first.
+    """Yield (block, contents) of the full pages that count, newest first.
+
+    Pages of which retention has dropped every line are left out: they may be gone.
 
     Raises:
         Corrupt: a page is damaged, or is not the one that belongs there.
     """
-    pointer, number = record.log_previous, record.log_number
-    while pointer and number > record.log_first:
-        number -= 1
+    previous, end = record.log_previous, record.log_number
+    kept, kept_number = _kept_before(record)
+    while True:
+        if end * LOG_RECORDS > record.log_retired:
+            pointer, number = previous, end - 1
+        else:
+            pointer, number = kept, kept_number
+        if not pointer or number < record.log_first:
+            return
         block = pointer >> 1 & BLOCK_MASK
         page = LogBlock.unpack(bytes(store.checked(pointer)), store.sb.uuid)
         if page is None or page.vdi != record.id or page.number != number:
             raise Corrupt(f"is not page {number} of the snapshot log of VDI {record.id}", block)
         yield block, page
-        pointer = page.previous
+        previous, end = page.previous, number
+        kept, kept_number = page.kept or previous, page.kept_number if page.kept else number - 1
 
 
 def history(store: Blockstore, record: VdiRecord) -> Iterator[tuple[SnapshotId, LogRecord]]:
-    """Yield every line of the log with its id, newest first, tombstones included.
+    """Yield the lines of the log with their ids, newest first, tombstones included.
+
+    Scheduled snapshots that retention has dropped are left out.
 
     Raises:
         Corrupt: as `pages`.
     """
-    newest = [(record.log_block, record.page)] if record.page else []
-    full = ((block, page.page) for block, page in pages(store, record))
-    for block, lines in chain(newest, full):
+    for where, _, line in _lines(store, record):
+        yield where, line
+
+
+def _lines(store: Blockstore, record: VdiRecord) -> Iterator[tuple[SnapshotId, int, LogRecord]]:
+    """Yield (id, place in the whole log, contents) of the lines that `history` yields."""
+    newest = [(record.log_block, record.log_number, record.page)] if record.page else []
+    full = ((block, page.number, page.page) for block, page in pages(store, record))
+    for block, number, lines in chain(newest, full):
         for offset in range(len(lines) - 1, -1, -1):
-            yield SnapshotId(block, offset), lines[offset]
+            place, line = number * LOG_RECORDS + offset, lines[offset]
+            if place >= record.log_retired or not line.scheduled:
+                yield SnapshotId(block, offset), place, line
 
 
 def snapshots(store: Blockstore, record: VdiRecord) -> Iterator[Snapshot]:
@@ -134,7 +189,7 @@ def snapshots(store: Blockstore, record: VdiRecord) -> Iterator[Snapshot]:
         Corrupt: as `pages`.
     """
     deleted: set[tuple[int, int]] = set()
-    for where, line in history(store, record):
+    for where, place, line in _lines(store, record):
         if line.kind == KIND_TOMBSTONE:
             deleted.add((line.root, line.size))
         elif line.kind == KIND_SNAPSHOT and where not in deleted:
@@ -149,6 +204,8 @@ def snapshots(store: Blockstore, record: VdiRecord) -> Iterator[Snapshot]:
                 line.mapped,
                 line.own,
                 line.label,
+                line.scheduled,
+                place,
             )
 
 

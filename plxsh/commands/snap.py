@@ -5,19 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from core import snaplog
+from core.errors import BadRequest
 from core.format import BLOCK, BLOCK_SHIFT, VdiRecord, blocks_for
 from core.registry import Registry
-from core.text import human_size
+from core.schedule import MAX_KEEP, check_schedule, interval_text
+from core.text import counted, human_size
 from plxsh import render
 from plxsh.context import Settings, pass_settings
 from plxsh.exports import session_for
 from plxsh.groups import Group
-from plxsh.params import SNAPSHOT, VDI, VDI_OR_SNAPSHOT, WordsArgument, names_snapshot
+from plxsh.params import INTERVAL, SNAPSHOT, VDI, VDI_OR_SNAPSHOT, WordsArgument, names_snapshot
 from plxsh.progress import Progress
 from plxsh.render import Column
 
@@ -32,8 +35,9 @@ _LIST: Final = (
     Column("time", "Age", "age"),
     Column("root", "Root", "number", rank=2),
     Column("label", "Label", flexible=True),
+    Column("scheduled", "Scheduled"),
 )
-_PLAIN_LIST: Final = tuple(column for column in _LIST if column.kind != "age")
+_PLAIN_LIST: Final = tuple(c for c in _LIST if c.kind != "age" and c.key != "scheduled")
 _CLONES_SHOWN: Final = 5
 _DIFF: Final = (Column("offset", "Offset", "number"), Column("length", "Length", "number"))
 
@@ -49,6 +53,17 @@ def described(snapshot: snaplog.Snapshot) -> dict[str, Any]:
         "vdi": snapshot.vdi,
         "size": snapshot.size,
         "mapped": snapshot.mapped << BLOCK_SHIFT,
+        "scheduled": snapshot.scheduled,
+    }
+
+
+def schedule_of(record: VdiRecord) -> dict[str, Any]:
+    """Return what commands show of the schedule of a VDI, None where it has none."""
+    every, keep = record.schedule_ns, record.schedule_keep
+    return {
+        "schedule": interval_text(every) if every else None,
+        "schedule_ns": every or None,
+        "schedule_keep": keep or None,
     }
 
 
@@ -87,7 +102,7 @@ def create(settings: Settings, vdi: str, label: str) -> None:
 def list_(settings: Settings, vdi: str, number: int | None) -> None:
     """List the snapshots of a VDI, newest first: block, offset, time, root, label.
 
-    With N only the newest N.
+    With N only the newest N. A table marks those that a schedule took, if there are any.
     """
     shown = []
     with closing(settings.blockstore()) as opened:
@@ -96,7 +111,53 @@ def list_(settings: Settings, vdi: str, number: int | None) -> None:
             shown.append(described(snapshot))
             if len(shown) == number:
                 break
-    render.rows(settings, "snapshots", shown, _LIST, _PLAIN_LIST)
+    marked = any(snapshot["scheduled"] for snapshot in shown)
+    columns = _LIST if marked else _LIST[:-1]
+    render.rows(settings, "snapshots", shown, columns, _PLAIN_LIST)
+
+
+@snap.command(
+    examples=["plxsh snap every base 1h --keep 48", "plxsh snap every base off"],
+    effect="changes",
+)
+@click.argument("vdi", type=VDI)
+@click.argument("every", metavar="INTERVAL|off", type=INTERVAL)
+@click.option(
+    "--keep",
+    metavar="N",
+    type=click.IntRange(1, MAX_KEEP),
+    help="How many of the snapshots so taken stay; the oldest go.",
+)
+@pass_settings
+def every(settings: Settings, vdi: str, every: int, keep: int | None) -> None:
+    """Have snapshots of a VDI taken at an interval: 10ms, 1s, 5m, 1h, 1d.
+
+    The tap takes them while a client has the VDI open for writing, and only when something
+    was written since the last one. Without a running tap there are none.
+
+    Snapshots taken by hand stay, and so do those of the schedule when it is turned off.
+    """
+    if every and keep is None:
+        raise BadRequest("how many snapshots are to be kept?", "say it with --keep, such as 100")
+    check_schedule(every, keep or 0)
+    with session_for(settings, vdi) as session:
+        record = session.registry.find(vdi)
+        what = f"VDI {record.id} {record.name!r} {_schedule_text(every, keep or 0)}"
+        over = sum(s.scheduled for s in session.snapshots(record)) - (keep or 0) if every else 0
+        if over > 0:
+            dropped = counted(over, "scheduled snapshot")
+            settings.confirm(f"giving {what} drops {dropped} when the next one is taken")
+        session.schedule(record, every, keep or 0)
+        changed = replace(record, schedule_ns=every, schedule_keep=keep or 0)
+    shown = {"id": record.id, "name": record.name, **schedule_of(changed)}
+    render.outcome(settings, "give", "gave", what, {"vdi": shown})
+
+
+def _schedule_text(every: int, keep: int) -> str:
+    """Say what a schedule does."""
+    if not every:
+        return "no schedule"
+    return f"a schedule: a snapshot every {interval_text(every)}, of which {keep} are kept"
 
 
 @snap.command(examples=["plxsh -y snap delete base@clean"], effect="destroys")

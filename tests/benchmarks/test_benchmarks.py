@@ -20,6 +20,7 @@ QEMU = {"qemu-nbd raw", "qemu-nbd qcow2", "nbdkit file"}
 DIRECT = {"qemu-nbd raw, cache none"}
 FILL = {"qemu-img convert -O qcow2", "cp"}
 WRITE = {"4 KiB write + fdatasync"}
+SCHEDULE = {"without a schedule"}
 PEERS = {
     "4 KiB random read, depth 1": QEMU,
     "4 KiB random read, depth 16": QEMU,
@@ -47,6 +48,9 @@ PEERS = {
     "snapshot of 1 GiB mapped": WRITE,
     "snapshot of 512 GiB mapped": WRITE | {"of 1 GiB"},
     "snapshot of 512 GiB after a write of 4 KiB": WRITE | {"of 1 GiB"},
+    "1 MiB sequential write, a snapshot each 10 ms": SCHEDULE,
+    "4 KiB sequential write, depth 16, a snapshot each 10 ms": SCHEDULE,
+    "4 KiB random write, depth 16, a snapshot each 10 ms": SCHEDULE,
     "clone of 1 GiB mapped": WRITE,
     "clone of 512 GiB mapped": WRITE | {"of 1 GiB"},
     "clone number 50 and on of one image": WRITE | {"the first ones"},

@@ -21,7 +21,7 @@ OTHER_STORE = bytes(16)
 
 def sample_lines(count: int) -> tuple[f.LogRecord, ...]:
     return tuple(
-        f.LogRecord(f.KIND_SNAPSHOT, -1 - n, 0x1122 + n, 0x3344, 3, 0x5566, 0x7788, f"ü{n}")
+        f.LogRecord(f.KIND_SNAPSHOT, -1 - n, 0x1122 + n, 0x3344, 3, 0x5566, 0x7788, f"ü{n}", True)
         for n in range(count)
     )
 
@@ -54,9 +54,14 @@ VDI = f.VdiRecord(
     log_first=0x2_0000_0009,
     snapshots=0x10_0001,
     session=b"t" * 16,
+    schedule_ns=0x5_5555_5555,
+    schedule_keep=0x6666_6666,
+    log_retired=0x7_7777_7777,
+    log_kept=0xFEED_BEEF_0000_0001,
+    log_kept_number=0x2_0000_000A,
     page=sample_lines(2),
 )
-LOG_BLOCK = f.LogBlock(0x0102, 0x3_0000_0001, 0xBEEF, sample_lines(24))
+LOG_BLOCK = f.LogBlock(0x0102, 0x3_0000_0001, 0xBEEF, sample_lines(24), 0xCAFE, 0x2_0000_0003)
 LINE = sample_lines(1)[0]
 
 
