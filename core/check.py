@@ -10,8 +10,8 @@ VDIs can be restored, so they are checked like the others; what only they refer 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
@@ -19,7 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core import snaplog
+from core.blockset import BlockSet
 from core.blockstore import Blockstore, Mode
+from core.collection import Sealing
 from core.device import Cache
 from core.errors import Corrupt, IoFailed
 from core.extent import read_bitmap, read_header
@@ -43,6 +45,7 @@ from core.format import (
 from core.progress import Progress, silent
 from core.radix import RadixMap, Visit, blocks_of
 from core.registry import Registry
+from core.session import Session
 from core.snaplog import SnapshotId
 
 Severity = Literal["damage", "note"]
@@ -53,9 +56,12 @@ OWNED: Final = 4
 NODE: Final = 8
 DATA: Final = 16
 LOG: Final = 32
+SETTLED: Final = 64
 _KINDS: Final = NODE | DATA | LOG
 _OWN: Final = np.array([True])
 _MANY: Final = 20
+_TRIES: Final = 3
+"""How often a store that others use is looked at before it is called damaged."""
 
 
 class Finding(NamedTuple):
@@ -139,6 +145,51 @@ def check(
         store.close()
 
 
+def check_beside(session: Session, progress: Progress = silent) -> Report:
+    """Check a store while this session and others have it open for writing.
+
+    All sessions are sealed as for a collection, so what the records lead to stays readable
+    and is not used again. The records are read once, while no VDI is made or dropped. What a
+    session that could not be sealed has may change all the same, so only damage that is found
+    each time of several counts; who that was is among the findings.
+
+    Raises:
+        InUse: someone collects or checks the store.
+        NoSpace, IoFailed, Fenced: this session could not commit.
+    """
+    with closing(session.seal()) as sealing:
+        report = _look_beside(session, sealing, progress)
+        lasting = _damage(report)
+        for _ in range(_TRIES - 1):
+            if not lasting:
+                break
+            report = _look_beside(session, sealing, progress)
+            lasting &= _damage(report)
+        passing = _damage(report) - lasting
+        report.findings = [f for f in report.findings if f not in passing]
+        for who in sealing.unsealed:
+            report.findings.append(
+                Finding("note", None, f"what {who} has was not checked exactly: it did not answer")
+            )
+    return report
+
+
+def _look_beside(session: Session, sealing: Sealing, progress: Progress) -> Report:
+    """Check once.
+
+    What is allocated is looked up twice: before the records are read, for what may be called
+    unreachable, and after it (in `Checker`), for what they refer to.
+    """
+    settled = sealing.allocated()
+    with sealing.registry():
+        table = dict(Registry(session.store).scan())
+    return Checker(session.store, sealing.heard(progress), table, settled).run()
+
+
+def _damage(report: Report) -> set[Finding]:
+    return {finding for finding in report.findings if finding.severity == "damage"}
+
+
 def check_store(store: Blockstore, progress: Progress = silent) -> Report:
     """Check an open store to which nobody writes meanwhile."""
     return Checker(store, progress).run()
@@ -147,6 +198,13 @@ def check_store(store: Blockstore, progress: Progress = silent) -> Report:
 class Checker:
     """One check of one store.
 
+    Args:
+        store: the store.
+        progress: told about blocks that are accounted for, of those that are allocated.
+        table: the VDI records to check; without it those that are there.
+        settled: of the blocks that nothing refers to, only these are unreachable; without
+            it all of them. What is allocated beside the check is to be used by the next commit.
+
     Attributes:
         report: what was found.
         flags: for each block of the store what is known of it, as the flags above.
@@ -154,9 +212,17 @@ class Checker:
         unknown: extents whose bitmap cannot be read.
     """
 
-    def __init__(self, store: Blockstore, progress: Progress = silent) -> None:
+    def __init__(
+        self,
+        store: Blockstore,
+        progress: Progress = silent,
+        table: Mapping[int, VdiRecord | Corrupt] | None = None,
+        settled: BlockSet | None = None,
+    ) -> None:
         """Look at nothing yet."""
         self._progress = progress
+        self._found = table
+        self._settled = settled
         self._done = self._all = 0
         self.report = Report()
         self.flags: NDArray[np.uint8] = np.zeros(store.sb.blocks, np.uint8)
@@ -235,6 +301,7 @@ class Checker:
         if not bits[: sb.overhead].all():
             self._damage(start, f"the bitmap of extent {extent} gives its own blocks away")
         self.flags[start : start + sb.extent_blocks] = bits[: sb.extent_blocks] * ALLOCATED
+        self._settle(extent)
         self._all += int(np.count_nonzero(bits[sb.overhead : sb.extent_blocks]))
         for part in parts:
             if part.used != int(np.bitwise_count(np.frombuffer(part.bits, np.uint8)).sum()):
@@ -242,9 +309,20 @@ class Checker:
                     sb.bitmap_slot(extent, part.index, part.sequence % 2), "counts its bits wrong"
                 )
 
+    def _settle(self, extent: int) -> None:
+        """Note which blocks of an extent are unreachable if nothing refers to them."""
+        sb = self._store.sb
+        start, end = sb.extent_start(extent), sb.extent_start(extent + 1)
+        if self._settled is None:
+            self.flags[start:end] |= SETTLED
+        else:
+            bits = self._settled.bits[start >> 3 : end >> 3]
+            self.flags[start:end] |= np.unpackbits(bits, bitorder="little") * np.uint8(SETTLED)
+
     def _check_table(self) -> None:
         """Check the VDI records by themselves and collect the readable ones."""
-        for number, record in self._registry.scan():
+        found = self._registry.scan() if self._found is None else self._found.items()
+        for number, record in found:
             if not isinstance(record, VdiRecord):
                 self._damage(record.block, f"both records of VDI {number} are damaged")
                 continue
@@ -278,8 +356,11 @@ class Checker:
                 )
             elif found.sequence % 2 != slot:
                 return f"sequence {found.sequence} is in slot {slot}"
+        moved_on = self._found is not None and any(
+            s and s.sequence > record.sequence for s in slots
+        )
         # mypy does not see that `in` rules None out
-        if None not in slots and abs(slots[0].sequence - slots[1].sequence) != 1:  # type: ignore[union-attr]
+        if not moved_on and None not in slots and abs(slots[0].sequence - slots[1].sequence) != 1:  # type: ignore[union-attr]
             return "the sequence numbers of its two records are not one apart"
         if not 1 <= record.height <= MAX_HEIGHT:
             return f"its tree cannot have {record.height} levels"
@@ -287,6 +368,8 @@ class Checker:
             return f"its size of {record.size} bytes is not possible"
         if blocks_for(record.size) > 1 << FANOUT_SHIFT * record.height:
             return f"a tree of {record.height} levels cannot map its {record.size} bytes"
+        if record.log_retired > snaplog.last_line(record) + 1:
+            return f"it drops {record.log_retired} lines of a snapshot log that is shorter"
         if record.page and not sb.holds_payload(record.log_block):
             return f"its snapshot log is to move to block {record.log_block}, which cannot hold it"
         return ""
@@ -337,7 +420,7 @@ class Checker:
             )
             self.report.suspect.add(record.id)
             return count
-        if deleted and not record.log_first:
+        if deleted and not (record.log_first or record.log_retired):
             self.report.findings.append(
                 Finding("note", where, f"VDI {record.id} deletes snapshots it never had")
             )
@@ -503,7 +586,8 @@ class Checker:
         """Return how many payload blocks are allocated and not yet seen in use."""
         unseen = 0
         for start, end in self._payloads():
-            unseen += int((self.flags[start:end] & (ALLOCATED | SEEN) == ALLOCATED).sum())
+            flags = self.flags[start:end] & (ALLOCATED | SEEN | SETTLED)
+            unseen += int((flags == ALLOCATED | SETTLED).sum())
         return unseen
 
     def _payloads(self) -> Iterator[tuple[int, int]]:

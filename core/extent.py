@@ -7,20 +7,30 @@ and one extent is enough for one session.
 The bitmap in memory runs ahead of the one on disk, in the safe direction only: bits are
 set when blocks are handed out and written before the commit that uses them; bits are
 cleared after the commit that stopped using them. A crash therefore only leaks.
+
+*Sealed.* For a collection (`core.collection`) the bitmap of an extent is copied. From then on
+no block that is freed is handed out before the collection is over for this session, so every
+tree that could be read when the copy was made can be read all along. A block that is freed
+leaves the copy: it is no candidate of the collection any more, whatever becomes of it.
+
+*Set aside.* An extent that is held and not allocated from: one that nobody had and that is held
+only to be collected, or one that is about to be given to another session.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.device import BlockDevice
-from core.errors import Corrupt, InUse, NoSpace
+from core.errors import Corrupt, Fenced, InUse, NoSpace, NotFound, ParallaxError
 from core.format import (
     BITMAP_BITS,
     BITMAP_BYTES,
@@ -30,7 +40,9 @@ from core.format import (
     ExtentHeader,
     Superblock,
 )
-from core.lock_master import Grant, LockMaster
+from core.lock_messages import Holding
+from core.locks import Grant, Locks
+from core.text import human_size
 
 Run = tuple[int, int]
 """A run of blocks: the first one, and how many."""
@@ -39,22 +51,37 @@ _TAKEN: Final = np.uint8(1)  # a plain 1 would make eight bytes of each bit
 SLOP_SHARE: Final = 64
 SLOP_MAX: Final = 4096
 _FULL_HINT: Final = "delete VDIs or snapshots, trim, or add extents with 'plxsh store grow'"
+_NOBODY: Final = bytes(16)
+"""In a header instead of a session: whoever had the extent has stopped writing to it."""
+_ASK_AGAIN: Final = 5.0
+"""Seconds before others are asked again for an extent after none could spare one."""
+_ANSWER_WITHIN: Final = 2.0
+_ASKED: Final = 4
+"""Extents of one session that are asked for."""
+_COUNTED: Final = 16
+"""Extents of others in which free blocks are counted for a message."""
 
 
 class Extent:
-    """One claimed extent: its bitmap in memory and the free runs to hand out next."""
+    """One claimed extent: its bitmap in memory and the free runs to hand out next.
+
+    Attributes:
+        free: how many blocks are free.
+    """
 
     def __init__(self, number: int, sb: Superblock, parts: Sequence[BitmapBlock]) -> None:
         """Take the valid bitmap parts as read from disk."""
         self.number = number
         self._first = sb.extent_start(number)
         self._blocks = sb.extent_blocks
+        self._overhead = sb.overhead
         self._sequences = [part.sequence for part in parts]
         self._changed: set[int] = set()
         self._unsettled: set[int] = set()
         joined = b"".join(part.bits for part in parts)
         self._bits = np.frombuffer(joined, np.uint8).copy()
         self._runs: deque[list[int]] = deque()
+        self._sealed: NDArray[np.uint8] | None = None
         self.free = self._blocks - int(np.bitwise_count(self._bits).sum())
         self._rescan()
 
@@ -116,6 +143,8 @@ class Extent:
         if once.size != blocks.size:
             raise Corrupt("is freed twice", int(once[times > 1][0]))
         np.bitwise_and.at(self._bits, byte, ~bit)
+        if self._sealed is not None:
+            np.bitwise_and.at(self._sealed, byte, ~bit)
         self.free += blocks.size
         self._changed.update(np.unique(at // BITMAP_BITS).tolist())
 
@@ -124,19 +153,46 @@ class Extent:
         """A copy of the bitmap: bit *i* of byte *j* is block 8 *j* + *i* of the extent."""
         return self._bits[: self._blocks >> 3].copy()
 
-    def sweep(self, loose: NDArray[np.uint8]) -> int:
-        """Clear the bits of blocks that nothing needs; return how many were set.
+    def seal(self) -> None:
+        """Copy the bitmap: only what is allocated now and stays so may be swept."""
+        self._sealed = self.bits
+        whole, rest = divmod(self._overhead, 8)
+        self._sealed[:whole] = 0
+        self._sealed[whole] &= 0xFF << rest & 0xFF
+
+    def unseal(self) -> None:
+        """Drop the copy: nothing is swept."""
+        self._sealed = None
+
+    @property
+    def sealed(self) -> bool:
+        """Whether there is a copy."""
+        return self._sealed is not None
+
+    def sweep(self, garbage: NDArray[np.uint8]) -> int:
+        """Free blocks that nothing needs, of those in the copy, and drop the copy.
 
         Args:
-            loose: the blocks, as `bits`.
+            garbage: the blocks, as `bits`.
+
+        Returns:
+            How many were freed.
         """
-        bits = self._bits[: loose.size]
-        cleared = bits & loose
+        sealed, self._sealed = self._sealed, None
+        if sealed is None:
+            return 0
+        bits = self._bits[: sealed.size]
+        cleared = bits & sealed & garbage
         free = int(np.bitwise_count(cleared).sum())
         bits ^= cleared
         self.free += free
         self._changed.update(np.unique(np.flatnonzero(cleared) // BITMAP_BYTES).tolist())
         return free
+
+    def free_runs(self) -> list[list[int]]:
+        """Return the runs (from, up to) of blocks that are free at the moment."""
+        self._rescan()
+        return [run.copy() for run in self._runs]
 
     @property
     def changed(self) -> bool:
@@ -233,6 +289,10 @@ class Allocator:
     that a commit never finds the store full. The last `slop` free blocks are kept for
     work that frees space (trim, delete, snapshots), so that a full store can be emptied.
 
+    With other sessions on the same store, an extent is claimed when those before it are full:
+    first one that nobody has, then one whose last holder may not have stopped writing to it,
+    then one that another session can spare.
+
     Args:
         device: where headers and bitmaps are read.
         sb: the geometry.
@@ -243,52 +303,212 @@ class Allocator:
         taken: blocks handed out so far; never goes down.
     """
 
-    def __init__(
-        self, device: BlockDevice, sb: Superblock, locks: LockMaster, session: bytes
-    ) -> None:
+    def __init__(self, device: BlockDevice, sb: Superblock, locks: Locks, session: bytes) -> None:
         """Claim nothing yet."""
         self._device = device
         self._sb = sb
         self._locks = locks
         self._session = session
         self._extents: dict[int, Extent] = {}
-        self._grants: list[Grant] = []
-        self._unclaimed = deque(range(1, sb.extents))
-        self._headers: list[ExtentHeader] = []
+        self._aside: dict[int, Extent] = {}
+        self._grants: dict[int, Grant] = {}
+        self._newest: dict[int, ExtentHeader] = {}
+        self._written_to: set[int] = set()
+        self._unsettled: set[int] = set()
+        self._last: dict[int, bytes] = {}
+        self._headers: dict[int, ExtentHeader] = {}
+        self._untried = deque(range(1, sb.extents))
+        self._full: dict[int, int] = {}
+        self._deferred: list[NDArray[np.int64]] | None = None
+        self._ask_from = 0.0
         self._free = 0
         self._reserved = 0
         self.taken = 0
-        payload = (sb.extents - 1) * (sb.extent_blocks - sb.overhead)
-        self._slop = min(payload // SLOP_SHARE, SLOP_MAX)
+        self._slop = _slop(sb)
 
-    def _claim(self, number: int) -> Extent | None:
-        """Claim one extent; None when another session has it."""
-        header = read_header(self._device, self._sb, number)
+    def grown(self, sb: Superblock) -> None:
+        """Take note of extents that the store was given."""
+        self._untried.extend(range(self._sb.extents, sb.extents))
+        self._sb = sb
+        self._slop = _slop(sb)
+
+    # -- claiming ----------------------------------------------------------------------
+
+    def _lock(self, number: int) -> Grant | None:
+        """Take the lock of an extent; None when another session has it."""
+        floor = read_header(self._device, self._sb, number).token
         try:
-            grant = self._locks.acquire(f"extent/{number}", header.token)
+            return self._locks.acquire(f"extent/{number}", floor)
+        except Fenced:
+            raise
         except InUse:
             return None
-        extent = Extent(number, self._sb, read_bitmap(self._device, self._sb, number))
-        self._grants.append(grant)
-        self._extents[number] = extent
-        if number in self._unclaimed:  # not so if another session had it when it was tried
-            self._unclaimed.remove(number)
-        self._free += extent.free
-        now = time.time_ns()
-        self._headers.append(
-            ExtentHeader(number, header.sequence + 1, grant.token, self._session, now)
-        )
+
+    def _claim(self, number: int, grant: Grant) -> Extent:
+        """Make an extent this session's, with its lock.
+
+        Header and bitmap are read under the lock: before it they may have been changed. The
+        claim reaches the device before the first block does, where a session may lose the
+        extent while it lives: whoever comes then sees that it was not given back.
+        """
+        try:
+            header = read_header(self._device, self._sb, number)
+            extent = Extent(number, self._sb, read_bitmap(self._device, self._sb, number))
+            claim = ExtentHeader(
+                number, header.sequence + 1, grant.token, self._session, time.time_ns()
+            )
+            self._announce(claim)
+        except BaseException:
+            grant.release()
+            raise
+        self._grants[number] = grant
+        clean = header.session in (_NOBODY, self._session) or not self._is_suspect(number)
+        self._last[number] = _NOBODY if clean else header.session
         return extent
+
+    def _is_suspect(self, number: int) -> bool:
+        return self._locks.suspect(f"extent/{number}")
+
+    def _announce(self, claim: ExtentHeader) -> None:
+        """Have it written that this session writes to an extent."""
+        if self._locks.leased:
+            at = self._sb.extent_start(claim.extent) + claim.sequence % 2
+            self._device.pwritev(at << BLOCK_SHIFT, [claim.pack(self._sb.uuid)])
+        self._headers[claim.extent] = self._newest[claim.extent] = claim
+        self._written_to.add(claim.extent)
+
+    def _next(self, number: int, session: bytes) -> ExtentHeader:
+        """Return the next header of an extent.
+
+        One that was not flushed since goes to the same slot: the other is known to be whole.
+        """
+        old = self._newest[number]
+        unsettled = number in self._headers or number in self._unsettled
+        return replace(old, sequence=old.sequence + (not unsettled), session=session)
+
+    def _own(self, number: int) -> Extent | None:
+        """Claim an extent to allocate from it; None when another session has it."""
+        grant = self._lock(number)
+        if grant is None:
+            return None
+        extent = self._claim(number, grant)
+        self._extents[number] = extent
+        self._free += extent.free
+        return extent
+
+    def _claim_another(self) -> bool:
+        """Claim one more extent that has room; say whether there was one."""
+        while self._untried:
+            number = self._untried[0]
+            if number not in self._grants and self._own_with_room(number):
+                return True
+            self._untried.popleft()
+        if not self._locks.shared:
+            return False
+        found = self._of_others()
+        elsewhere = {number for number, _ in found}
+        idle = [n for n in range(1, self._sb.extents) if n not in self._grants]
+        idle = [n for n in idle if n not in elsewhere]
+        # Late writes of one that was lost may still hit an extent that is suspect.
+        for suspect in (False, True):
+            for number in idle:
+                if self._is_unclean(number) == suspect and self._own_with_room(number, suspect):
+                    return True
+        return self._ask_others(found)
+
+    def _own_with_room(self, number: int, suspect: bool = False) -> bool:
+        """Claim an extent unless it is full, or suspect and that was not asked for."""
+        header = read_header(self._device, self._sb, number)
+        if self._full.get(number) == header.sequence:
+            return False
+        if not self._locks.shared:
+            return self._own(number) is not None
+        grant = self._lock(number)
+        if grant is None:
+            return False
+        try:
+            header = read_header(self._device, self._sb, number)
+            used = sum(part.used for part in read_bitmap(self._device, self._sb, number))
+            full = used >= self._sb.extent_blocks
+            if full:
+                self._full[number] = header.sequence
+            if full or (self._is_unclean(number) and not suspect):
+                grant.release()
+                return False
+        except BaseException:
+            grant.release()
+            raise
+        extent = self._claim(number, grant)
+        self._extents[number] = extent
+        self._free += extent.free
+        return True
+
+    def _is_unclean(self, number: int) -> bool:
+        """Say whether the last holder of an extent may still be writing to it."""
+        header = read_header(self._device, self._sb, number)
+        return header.session not in (_NOBODY, self._session) and self._is_suspect(number)
+
+    def _of_others(self) -> list[tuple[int, Holding]]:
+        """Return the extents that other sessions have."""
+        found = []
+        for holding in self._locks.holdings():
+            kind, _, number = holding.name.partition("/")
+            if kind == "extent" and number.isdigit() and int(number) not in self._grants:
+                found.append((int(number), holding))
+        return found
+
+    def _ask_others(self, found: list[tuple[int, Holding]]) -> bool:
+        """Claim an extent that another session gives back because it is asked to."""
+        now = time.monotonic()
+        if now < self._ask_from:
+            return False
+        of: dict[int, list[int]] = defaultdict(list)
+        for number, holding in found:
+            of[holding.who.session].append(number)
+        for numbers in of.values():
+            for number in numbers[: -_ASKED - 1 : -1]:
+                if self._asked(number) and self._own_with_room(number, suspect=True):
+                    return True
+        self._ask_from = now + _ASK_AGAIN
+        return False
+
+    def _asked(self, number: int) -> bool:
+        """Ask the holder of an extent to give it back; say whether it did."""
+        try:
+            self._locks.call(f"extent/{number}", "yield", "{}", _ANSWER_WITHIN)
+        except NotFound:
+            return True  # nobody has it any more
+        except ParallaxError:
+            return False
+        return True
 
     def _available(self, count: int, urgent: bool) -> bool:
         """Say whether `count` blocks are free beside reservations, claiming extents."""
         keep = self._reserved + (0 if urgent else self._slop)
         while self._free - keep < count:
-            if not self._unclaimed:
+            if not self._claim_another():
                 return False
-            if self._claim(self._unclaimed[0]) is None:
-                self._unclaimed.popleft()
         return True
+
+    def _no_space(self) -> NoSpace:
+        """Return the error for a store without room; space that others have is named."""
+        if not self._locks.shared:
+            return NoSpace("the blockstore is full", _FULL_HINT)
+        free: dict[str, int] = defaultdict(int)
+        for number, holding in self._of_others()[:_COUNTED]:
+            used = sum(part.used for part in read_bitmap(self._device, self._sb, number))
+            if used < self._sb.extent_blocks:
+                free[str(holding.who)] += self._sb.extent_blocks - used
+        if not free:
+            return NoSpace("the blockstore is full", _FULL_HINT)
+        blocks = sum(free.values())
+        return NoSpace(
+            f"no extent with room is left for this session; {human_size(blocks << BLOCK_SHIFT)}"
+            f" are free in extents of {' and '.join(free)}",
+            "try again when that session has ended, or add extents with 'plxsh store grow'",
+        )
+
+    # -- taking and releasing ----------------------------------------------------------
 
     def reserve(self, count: int, urgent: bool = False) -> None:
         """Promise `count` blocks to a later `take_reserved`.
@@ -301,7 +521,7 @@ class Allocator:
             NoSpace: there are not that many.
         """
         if not self._available(count, urgent):
-            raise NoSpace("the blockstore is full", _FULL_HINT)
+            raise self._no_space()
         self._reserved += count
 
     def unreserve(self, count: int) -> None:
@@ -329,7 +549,7 @@ class Allocator:
             NoSpace: there are not that many; nothing is taken.
         """
         if not self._available(count, False):
-            raise NoSpace("the blockstore is full", _FULL_HINT)
+            raise self._no_space()
         self._free -= count
         self.taken += count
         runs = []
@@ -345,18 +565,27 @@ class Allocator:
     def release(self, blocks: Sequence[int] | NDArray[np.int64]) -> None:
         """Make blocks free for reuse; call it only after the commit that dropped them.
 
-        Blocks in extents of other sessions stay allocated: garbage collection frees them.
+        While there is a seal they wait for its end. Blocks in extents of other sessions stay
+        allocated: garbage collection frees them. Where there may be other sessions that goes
+        for extents of nobody too, so that no session gathers all of them.
         """
         array = np.asarray(blocks, np.int64)
-        if not array.size:
-            return
+        if array.size and self._deferred is not None:
+            self._deferred.append(array)
+        elif array.size:
+            self._release(array)
+
+    def _release(self, array: NDArray[np.int64]) -> None:
         owner = array // self._sb.extent_blocks
         for number in np.unique(owner).tolist():
-            extent = self._extents.get(number) or self._claim(number)
-            if extent:
+            extent = self._extents.get(number) or self._aside.get(number)
+            if extent is None and not self._locks.shared:
+                extent = self._own(number)
+            if extent is not None:
                 mine = array[owner == number]
                 extent.clear(mine)
-                self._free += mine.size
+                if number in self._extents:
+                    self._free += mine.size
 
     def allocated(self, number: int) -> NDArray[np.uint8]:
         """Return which blocks of an extent are allocated for data, nodes and log blocks.
@@ -369,7 +598,7 @@ class Allocator:
         Raises:
             Corrupt: its bitmap cannot be read.
         """
-        extent = self._extents.get(number)
+        extent = self._extents.get(number) or self._aside.get(number)
         if extent:
             bits = extent.bits
         else:
@@ -381,39 +610,163 @@ class Allocator:
         bits[whole] &= 0xFF << rest & 0xFF
         return bits
 
-    def sweep(self, garbage: NDArray[np.uint8]) -> int:
-        """Free blocks that nothing needs, in all extents this session can claim.
+    # -- collecting --------------------------------------------------------------------
+
+    def seal(self) -> list[int]:
+        """Copy the bitmaps of the extents of this session; return their numbers.
+
+        What is freed from now on waits for `unseal` or `sweep`. A seal before ends.
+        """
+        self.unseal()
+        self._deferred = []
+        for extent in self._extents.values():
+            extent.seal()
+        return list(self._extents)
+
+    def borrow(self, number: int) -> bool:
+        """Claim and seal an extent that nobody has, for collection alone.
+
+        Returns:
+            Whether it could be had.
+        """
+        grant = None if number in self._grants else self._lock(number)
+        if grant is None:
+            return False
+        self._aside[number] = extent = self._claim(number, grant)
+        extent.seal()
+        return True
+
+    @property
+    def sealed(self) -> list[int]:
+        """The extents of which there is a copy that was not swept yet."""
+        return [extent.number for extent in self._held() if extent.sealed]
+
+    def free_waiting(self) -> None:
+        """Free what was freed since `seal`, and go on: nobody needs it to be readable."""
+        deferred, self._deferred = self._deferred or [], []
+        for blocks in deferred:
+            self._release(blocks)
+
+    def sweep(self, number: int, garbage: NDArray[np.uint8]) -> int:
+        """Free what was allocated when an extent was sealed and is needed by nothing.
+
+        Call it when the trees have been read: frees wait no longer.
 
         Args:
-            garbage: bit *i* of byte *j* says whether it is block 8 *j* + *i* of the store.
+            number: the extent.
+            garbage: bit *i* of byte *j* says whether it is block 8 *j* + *i* of the extent.
 
         Returns:
             How many blocks were freed.
+
+        Raises:
+            InUse: the extent is not sealed; nothing is freed.
         """
-        freed = 0
-        for number in range(1, self._sb.extents):
-            start, end = self._sb.extent_start(number), self._sb.extent_start(number + 1)
-            loose = garbage[start >> 3 : end >> 3]
-            if loose.any():
-                extent = self._extents.get(number) or self._claim(number)
-                if extent:
-                    freed += extent.sweep(loose)
-        self._free += freed
+        extent = self._extents.get(number) or self._aside.get(number)
+        if extent is None or not extent.sealed or self._deferred is None:
+            raise InUse(f"extent {number} is not sealed any more", "collect again")
+        self.free_waiting()
+        freed = extent.sweep(garbage)
+        if number in self._extents:
+            self._free += freed
         return freed
+
+    def unseal(self) -> None:
+        """End the seal: what was freed meanwhile is free, nothing else is."""
+        for extent in self._held():
+            extent.unseal()
+        deferred, self._deferred = self._deferred, None
+        for blocks in deferred or ():
+            self._release(blocks)
+
+    def free_runs(self, number: int) -> list[list[int]]:
+        """Return the runs (from, up to) of free blocks of an extent of this session."""
+        extent = self._extents.get(number) or self._aside.get(number)
+        return extent.free_runs() if extent else []
+
+    # -- giving back -------------------------------------------------------------------
+
+    @property
+    def aside(self) -> list[int]:
+        """The extents that are held and not allocated from."""
+        return list(self._aside)
+
+    def set_aside(self, number: int) -> None:
+        """Allocate no more from an extent, so that it can be given to another session.
+
+        What was taken from it is not committed yet, perhaps. So it is given back (`give_back`)
+        only after a commit of everything.
+
+        Raises:
+            InUse: it cannot be spared, or it is not this session's.
+        """
+        if number in self._aside:
+            self._aside[number].unseal()
+            return
+        extent = self._extents.get(number)
+        if extent is None:
+            raise InUse(f"extent {number} is not held by this session", "ask again")
+        spared = len(self._extents) > 1 and self._deferred is None
+        if not spared or self._free - extent.free < self._reserved + self._slop:
+            raise InUse(f"extent {number} cannot be spared", "try again later")
+        self._aside[number] = self._extents.pop(number)
+        self._free -= extent.free
+
+    def take_back(self, number: int) -> None:
+        """Undo `set_aside`: allocate from the extent again."""
+        extent = self._aside.pop(number, None)
+        if extent is not None:
+            if number not in self._written_to:
+                self._announce(self._next(number, self._session))
+            self._extents[number] = extent
+            self._free += extent.free
+
+    def leave(self, numbers: Collection[int] | None = None) -> None:
+        """Have it written that this session has stopped writing to extents: all, or some.
+
+        One that the session before may still be writing to stays marked as that one's. A claim
+        that was never written needs nothing.
+        """
+        for number in self._written_to.intersection(self._grants if numbers is None else numbers):
+            self._written_to.discard(number)
+            unused = number in self._headers and not self._held_extent(number).changed
+            if unused and not self._locks.leased:
+                del self._headers[number]
+            else:
+                header = self._next(number, self._last[number])
+                self._headers[number] = self._newest[number] = header
+
+    def give_back(self, numbers: Collection[int]) -> None:
+        """Give back extents that were set aside, after `leave` and when all is durable."""
+        for number in numbers:
+            self._aside.pop(number)
+            self._headers.pop(number, None)
+            self._written_to.discard(number)
+            self._grants.pop(number).release()
+
+    def _held(self) -> Iterator[Extent]:
+        return chain(self._extents.values(), self._aside.values())
+
+    def _held_extent(self, number: int) -> Extent:
+        return self._extents.get(number) or self._aside[number]
+
+    # -- the disk ----------------------------------------------------------------------
 
     @property
     def changed(self) -> bool:
         """Whether bitmaps or headers on disk are behind."""
-        return bool(self._headers) or any(e.changed for e in self._extents.values())
+        return bool(self._headers) or any(e.changed for e in self._held())
 
     def changes(self) -> list[tuple[int, bytes]]:
         """Return (block, contents) of every header and bitmap part to write now."""
         sb = self._sb
         writes = [
-            (sb.extent_start(h.extent) + h.sequence % 2, h.pack(sb.uuid)) for h in self._headers
+            (sb.extent_start(h.extent) + h.sequence % 2, h.pack(sb.uuid))
+            for h in self._headers.values()
         ]
+        self._unsettled.update(self._headers)
         self._headers.clear()
-        for extent in self._extents.values():
+        for extent in self._held():
             writes += [
                 (sb.bitmap_slot(part.extent, part.index, part.sequence % 2), part.pack(sb.uuid))
                 for part in extent.changes()
@@ -422,12 +775,13 @@ class Allocator:
 
     def settled(self) -> None:
         """Note that everything `changes` returned so far is durable."""
-        for extent in self._extents.values():
+        self._unsettled.clear()
+        for extent in self._held():
             extent.settled()
 
     @property
     def claimed(self) -> Collection[int]:
-        """The numbers of the extents claimed so far."""
+        """The numbers of the extents that this session allocates from."""
         return self._extents.keys()
 
     @property
@@ -436,6 +790,12 @@ class Allocator:
         return self._free
 
     def close(self) -> None:
-        """Give the extents back."""
-        for grant in self._grants:
+        """Give all extents back."""
+        for grant in self._grants.values():
             grant.release()
+
+
+def _slop(sb: Superblock) -> int:
+    """Return how many blocks are kept for work that frees space."""
+    payload = (sb.extents - 1) * (sb.extent_blocks - sb.overhead)
+    return min(payload // SLOP_SHARE, SLOP_MAX)

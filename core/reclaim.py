@@ -1,18 +1,14 @@
-"""Mark and sweep: free what no VDI and no snapshot refers to any more.
+"""What nothing needs: mark what VDIs and snapshots reach, and say whose the rest was.
 
-This runs inside the one session that has the store open for writing, right after a
-commit, so every tree on disk is current and no block is in use that no root reaches.
-Deleted VDIs are first turned into free table entries, durably; only then may their
+Who may be using the store meanwhile, and why nothing reachable is freed all the same, is in
+`core.collection`. Here trees are walked that stay readable, from records that were read once.
+Deleted VDIs are first turned into free table entries, durably (`retire`); only then may their
 blocks be handed out again. So a deleted VDI that can still be found has all its blocks.
-
-Space goes back to the host last, when the bitmaps that call it free are durable. What is
-given back is all that the marks do not reach, whoever freed it, and not what a bitmap says:
-so no block goes that a root reaches, and what a crash left over goes the next time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -22,9 +18,9 @@ from core import snaplog
 from core.blockset import BlockSet
 from core.blockstore import Blockstore
 from core.commit import Change, Commit
-from core.errors import Corrupt, InUse, IoFailed, NoSpace, ParallaxError
-from core.format import BLOCK_MASK, BLOCK_SHIFT, DELETED, FREE, LIVE, VdiRecord
-from core.lock_master import LockMaster
+from core.errors import Corrupt, IoFailed
+from core.format import BLOCK_MASK, DELETED, FREE, LIVE, VdiRecord
+from core.locks import Locks
 from core.progress import Progress, silent
 from core.radix import Entries, RadixMap, blocks_of
 from core.registry import Registry
@@ -35,8 +31,6 @@ KEEP_DELETED: Final = frozenset({LIVE, DELETED})
 
 _LEAVES: Final = 256
 """Leaves whose data is marked at once."""
-_PIECE: Final = 1 << 18
-"""Blocks given back at once, so that progress is seen and Ctrl-C is heard."""
 
 Stop = Callable[[int, int], bool]
 Damaged = Callable[[int, int, IoFailed], None]
@@ -62,62 +56,60 @@ class Account:
         return sum(blocks for _, blocks in self.own) + self.shared + self.leftovers
 
 
-class Reclaim:
-    """One collection: what it would free, and doing it.
+@dataclass(frozen=True, slots=True)
+class Roots:
+    """What is to stay: read once, while no name or id changed hands.
 
-    The marks are made first. `account` says what would be freed and changes nothing, `run`
-    frees it, `give_back` then returns the space to the host.
-
-    Args:
-        store: open for writing, with nothing dirty and no commit under way.
-        locks: grants the deleted VDIs.
-        reading: trees that are read at the moment, whatever became of their snapshots.
+    Attributes:
+        records: all VDI records.
         keep: states of VDIs of which nothing is freed; deleted VDIs in another state are
             given up.
+        reading: trees that are read at the moment, whatever became of their snapshots.
+    """
+
+    records: Sequence[VdiRecord]
+    keep: Collection[int] = KEEP_LIVE
+    reading: Sequence[RadixMap] = ()
+
+    @property
+    def doomed(self) -> list[VdiRecord]:
+        """The deleted VDIs that are given up."""
+        return [r for r in self.records if r.state == DELETED and r.state not in self.keep]
+
+
+class Garbage:
+    """What nothing needs, of the blocks that were allocated when they were looked at.
+
+    Args:
+        store: the store.
+        roots: what is to stay.
+        allocated: the blocks that may be freed; becomes those that nothing reaches.
         progress: told about marked blocks, of those that are allocated.
 
     Attributes:
         doomed: the deleted VDIs that are given up.
+        reached: all blocks that something needs.
+        blocks: all that may be freed and nothing reaches.
 
     Raises:
-        Corrupt: a record, a log page or a node cannot be read, so what it refers to is
-            unknown; nothing is freed.
+        Corrupt: a log page or a node cannot be read, so what it refers to is unknown.
     """
 
     def __init__(
-        self,
-        store: Blockstore,
-        locks: LockMaster,
-        reading: Iterable[RadixMap] = (),
-        keep: Collection[int] = KEEP_LIVE,
-        progress: Progress = silent,
+        self, store: Blockstore, roots: Roots, allocated: BlockSet, progress: Progress = silent
     ) -> None:
         """Mark all that is to stay."""
         self._store = store
-        self._locks = locks
-        records = _records(store)
-        self.doomed = [r for r in records if r.state == DELETED and r.state not in keep]
-        allocated = _allocated(store)
+        self.doomed = roots.doomed
         marks = _Marks(store, progress, len(allocated))
-        for tree in reading:
+        for tree in roots.reading:
             marks.add_tree(tree)
-        for record in records:
-            if record.state in keep:
+        for record in roots.records:
+            if record.state in roots.keep:
                 marks.add_vdi(record)
-        self._reached = marks.done()
-        self._garbage = allocated
-        self._garbage -= self._reached
-        self._taken = store.allocator.taken
-        self._swept = False
-
-    def _refuse(self, stale: bool) -> None:
-        """Refuse to go on with marks that do not hold any more.
-
-        Whatever reaches more than it did when they were made has taken blocks since, or is a
-        deleted VDI that was restored.
-        """
-        if stale or self._store.allocator.taken != self._taken:
-            raise InUse("the store has changed since its blocks were marked", "collect again")
+        self.reached = marks.done()
+        self.blocks = allocated
+        self.blocks -= self.reached
 
     def account(self, progress: Progress = silent) -> Account:
         """Say whose blocks would be freed.
@@ -125,9 +117,9 @@ class Reclaim:
         Each node is read once, and those that several deleted VDIs share twice. What lies
         below damage of a deleted VDI counts as left over.
         """
-        total = len(self._garbage)
+        total = len(self.blocks)
         own, shared = self._shares(progress, total)
-        together = shared.count_in(self._garbage)
+        together = shared.count_in(self.blocks)
         left = total - sum(own) - together
         return Account(tuple(zip(self.doomed, own, strict=True)), together, left)
 
@@ -138,7 +130,7 @@ class Reclaim:
         place: what lies below is shared. Only if there is such a place, a second pass counts
         again, without what is shared.
         """
-        store, reached, garbage = self._store, self._reached, self._garbage
+        store, reached, garbage = self._store, self.reached, self.blocks
         met: list[tuple[int, int]] = []
         before, shared = BlockSet(store.sb.blocks), BlockSet(store.sb.blocks)
 
@@ -172,63 +164,6 @@ class Reclaim:
                 mine -= shared
                 own[at] = mine.count_in(garbage)
         return own, shared
-
-    def run(self) -> int:
-        """Give up the deleted VDIs and free every block that is not marked.
-
-        Returns:
-            How many blocks were freed.
-
-        Raises:
-            InUse: something was written since the marks were made; nothing is freed.
-            IoFailed, Fenced: see `Commit`.
-        """
-        registry = Registry(self._store)
-        self._refuse(any(registry.get(record.id) != record for record in self.doomed))
-        _retire(self._store, self._locks, self.doomed)
-        freed = self._store.allocator.sweep(self._garbage.bits)
-        self._swept = True
-        return freed
-
-    def give_back(self, progress: Progress = silent) -> int:
-        """Return all free space of the store to the host, after `run`.
-
-        Args:
-            progress: told about blocks given back, of those that are free.
-
-        Returns:
-            How many blocks that was, whether or not the host had space for them.
-
-        Raises:
-            NotSupported: the device or the file system has no way to take it.
-            InUse: something was written since the marks were made, or nothing was freed yet.
-            NoSpace, IoFailed: the bitmaps could not be written; nothing is given back.
-        """
-        self._refuse(not self._swept)
-        store, sb = self._store, self._store.sb
-        _write_bitmaps(store)
-        payload = (sb.extents - 1) * (sb.extent_blocks - sb.overhead)
-        total = payload - len(self._reached)
-        done = 0
-        for first, count in self._free_runs():
-            for at in range(first, first + count, _PIECE):
-                size = min(_PIECE, first + count - at)
-                store.device.discard(at << BLOCK_SHIFT, size << BLOCK_SHIFT)
-                done += size
-                progress(min(done, total), total)
-        return done
-
-    def _free_runs(self) -> Iterator[tuple[int, int]]:
-        """Yield (first, count) of runs of payload blocks that are not marked."""
-        sb = self._store.sb
-        for extent in range(1, sb.extents):
-            payload = sb.extent_start(extent) + sb.overhead
-            for first, count in self._reached.gaps(
-                sb.extent_start(extent), sb.extent_start(extent + 1)
-            ):
-                start = max(first, payload)
-                if start < first + count:
-                    yield start, first + count - start
 
 
 class _Marks:
@@ -329,7 +264,7 @@ def _in(*sets: BlockSet) -> Stop:
     return lambda _, entry: any((entry >> 1 & BLOCK_MASK) in blocks for blocks in sets)
 
 
-def _records(store: Blockstore) -> list[VdiRecord]:
+def read_records(store: Blockstore) -> list[VdiRecord]:
     """Return all records of the table.
 
     Raises:
@@ -343,35 +278,7 @@ def _records(store: Blockstore) -> list[VdiRecord]:
     return records
 
 
-def _allocated(store: Blockstore) -> BlockSet:
-    """Return the blocks that the bitmaps call allocated, without those of the extents' own."""
-    sb = store.sb
-    allocated = BlockSet(sb.blocks)
-    for extent in range(1, sb.extents):
-        allocated.put(sb.extent_start(extent), store.allocator.allocated(extent))
-    return allocated
-
-
-def _write_bitmaps(store: Blockstore) -> None:
-    """Make what the allocator knows durable.
-
-    Raises:
-        NoSpace: the file system under the store is full; it may be tried again.
-        IoFailed: the system could not write; the store takes no more writes.
-    """
-    store.check_writable()
-    try:
-        store.write_queued()
-        store.device.flush()
-    except NoSpace:
-        raise
-    except ParallaxError as error:
-        store.fail(error)
-        raise
-    store.allocator.settled()
-
-
-def _retire(store: Blockstore, locks: LockMaster, records: list[VdiRecord]) -> None:
+def retire(store: Blockstore, locks: Locks, records: Sequence[VdiRecord]) -> None:
     """Make the table entries of deleted VDIs free for new ones.
 
     Both slots of each: one that is damaged later must not bring the VDI back.

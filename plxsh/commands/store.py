@@ -12,7 +12,7 @@ import click
 from core.blockstore import Blockstore
 from core.device import lock_holder
 from core.direct import open_device
-from core.errors import BadRequest, Corrupt, NotSupported, ParallaxError
+from core.errors import BadRequest, Corrupt, InUse, NotSupported, ParallaxError
 from core.format import (
     BLOCK_SHIFT,
     LIVE,
@@ -31,9 +31,13 @@ from plxsh.progress import Progress, Tell
 from plxsh.render import Column
 
 if TYPE_CHECKING:
+    from collections.abc import Collection as Container
+
     from core.check import Report
-    from core.reclaim import Account, Reclaim
+    from core.collection import Collection
+    from core.reclaim import Account
     from core.repair import Step
+    from core.session import Session
 
 _INFO: Final = (
     Column("path", "Store"),
@@ -169,20 +173,22 @@ def info(settings: Settings) -> None:
 )
 @pass_settings
 def grow(settings: Settings, extents: int) -> None:
-    """Give the store more extents; nothing in it moves."""
-    from core import mkfs
+    """Give the store more extents; nothing in it moves.
 
-    with closing(Blockstore.open(settings.store, "write", cache=settings.caching)) as opened:
-        old = opened.sb
-    size = old.extent_blocks << BLOCK_SHIFT
-    if not settings.dry_run:
-        mkfs.grow(settings.store, extents, settings.caching)
-    elif extents <= old.extents:
-        raise BadRequest(
-            f"{settings.store} has {old.extents} extents already", "a store grows, it cannot shrink"
-        )
-    else:
-        check_geometry(size, extents)
+    Works while a tap serves the store, and beside other sessions.
+    """
+    with settings.session() as session:
+        old = session.store.sb
+        size = old.extent_blocks << BLOCK_SHIFT
+        if not settings.dry_run:
+            session.grow(extents)
+        elif extents <= old.extents:
+            raise BadRequest(
+                f"{settings.store} has {old.extents} extents already",
+                "a store grows, it cannot shrink",
+            )
+        else:
+            check_geometry(size, extents)
     result = {
         "path": os.path.abspath(settings.store),
         "size": size * extents,
@@ -213,25 +219,24 @@ def gc(settings: Settings, keep_deleted: bool) -> None:
     them, by deleted snapshots, or was left behind by a crash.
 
     All free space goes back to the host: as holes in a file, by discarding it on a device.
-    Needs the store for itself: while a tap serves it this is refused, and says who has it.
-    A store that is full frees what it can by itself.
+    Works while a tap serves the store, and beside other sessions: each frees what is garbage in
+    its part of the store. One that does not answer keeps its part as it is. A store that is
+    full frees what it can by itself, as long as only one session uses it.
     """
     from core.reclaim import KEEP_DELETED, KEEP_LIVE
 
     keep = KEEP_DELETED if keep_deleted else KEEP_LIVE
     returned: int | None = None
     with settings.session() as session:
-        with Progress(settings, "mark", "blocks") as progress:
-            plan = session.plan_collection(keep, progress)
-            account = plan.account(progress.stage("count"))
+        plan, account = _planned_collection(settings, session, keep)
         what = _freed_text(account)
-        if account.own:
-            names = _names_text([record for record, _ in account.own])
-            settings.confirm(f"freeing {what}; {names} can never be restored then")
-        if not settings.dry_run:
-            session.collect(plan)
-            with Progress(settings, "give back", "blocks") as progress:
-                returned = _give_back(settings, plan, progress)
+        if account.own and not (settings.yes or settings.dry_run):
+            plan = _confirmed(settings, session, plan, what)
+        with closing(plan):
+            if not settings.dry_run:
+                session.collect(plan)
+                with Progress(settings, "give back", "blocks") as progress:
+                    returned = _give_back(settings, plan, progress)
     freed = [
         {"id": r.id, "name": r.name, "uuid": uuid_text(r.uuid), "bytes": blocks << BLOCK_SHIFT}
         for r, blocks in account.own
@@ -246,6 +251,36 @@ def gc(settings: Settings, keep_deleted: bool) -> None:
     if returned is not None:
         what += f"; {human_size(returned)} went back to the host"
     render.outcome(settings, "free", "freed", what, {"gc": result})
+
+
+def _planned_collection(
+    settings: Settings, session: Session, keep: Container[int]
+) -> tuple[Collection, Account]:
+    """Mark what stays and count the rest; say who takes no part."""
+    with Progress(settings, "mark", "blocks") as progress:
+        plan = session.plan_collection(keep, progress)
+        account = plan.account(progress.stage("count"))
+    settings.warn(f"{who} did not answer: its part of the store is left" for who in plan.unsealed)
+    return plan, account
+
+
+def _confirmed(settings: Settings, session: Session, plan: Collection, what: str) -> Collection:
+    """Ask; return a plan to carry out.
+
+    Nobody is kept from using space while a question waits for its answer, so where there are
+    other sessions the collection ends before it and begins again after it.
+    """
+    doomed = plan.doomed
+    if session.locks.shared:
+        plan.close()
+    settings.confirm(f"freeing {what}; {_names_text(doomed)} can never be restored then")
+    if not session.locks.shared:
+        return plan
+    plan, _ = _planned_collection(settings, session, plan.keep)
+    if plan.doomed != doomed:
+        plan.close()
+        raise InUse("VDIs were deleted or restored meanwhile", "look again")
+    return plan
 
 
 def _freed_text(account: Account) -> str:
@@ -272,7 +307,7 @@ def _names_text(records: list[VdiRecord]) -> str:
     return f"deleted {'VDI' if len(records) == 1 else 'VDIs'} {named}{more}"
 
 
-def _give_back(settings: Settings, plan: Reclaim, progress: Tell) -> int | None:
+def _give_back(settings: Settings, plan: Collection, progress: Tell) -> int | None:
     """Return free space to the host; return how many bytes went, None if none can."""
     before = _occupied(settings.store)
     try:
@@ -300,15 +335,14 @@ def check(settings: Settings, ctx: click.Context, mend: bool) -> None:
     """Verify every invariant of the store; exit status 1 when there is damage.
 
     "Unreachable" is space that deleted snapshots or a crash left behind, "restorable" is
-    what only deleted VDIs hold. Neither is damage. --repair asks before it gives up data, a
+    what only deleted VDIs hold. Neither is damage. It works while a tap serves the store, and
+    beside other sessions. --repair needs the store for itself. It asks before it gives up data, a
     snapshot or a VDI; with -n it lists what it would do. Its exit status is 1 only if some
     damage is still there afterwards.
     """
-    from core.check import check as check_store
-
     steps: list[Step] = []
     with Progress(settings, "check", "blocks") as progress:
-        report = check_store(settings.store, progress=progress, cache=settings.caching)
+        report = _checked(settings, progress, mend)
         damaged = report.damaged
         if mend and damaged and (settings.dry_run or not settings.yes):
             steps = _planned(settings, progress.stage("plan the repair"))
@@ -316,6 +350,24 @@ def check(settings: Settings, ctx: click.Context, mend: bool) -> None:
         steps, damaged = _repair(settings, steps)
     _show_check(settings, report, steps, damaged)
     ctx.exit(1 if damaged else 0)
+
+
+def _checked(settings: Settings, progress: Tell, mend: bool) -> Report:
+    """Check the store: as it stands still, or while others write to it, which rules out repair."""
+    from core.check import check, check_beside
+    from core.collection import others
+
+    if not settings.lock_master:
+        try:
+            return check(settings.store, progress=progress, cache=settings.caching)
+        except InUse:
+            if mend:
+                raise
+    with settings.session() as session:
+        users = others(session.store, session.locks)
+        if mend and users:
+            raise InUse(f"the store is in use: {users[0].who}", "repair it when nobody uses it")
+        return check_beside(session, progress)
 
 
 def _planned(settings: Settings, progress: Tell) -> list[Step]:

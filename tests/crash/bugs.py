@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from support.bench import Bench
 
-from core import batch, commit, extent, radix, reclaim, registry, snaplog, vdi
+from core import batch, collection, commit, extent, radix, reclaim, registry, snaplog, vdi
 from core import format as layout
 from core.blockstore import Blockstore
 from core.format import BLOCK, BLOCK_SHIFT, LOG_RECORDS, VDI_MAGIC, WRITABLE
@@ -283,6 +283,37 @@ def log_page_not_written(patch: Patch) -> None:
     patch.setattr(vdi, "append", append)
 
 
+def dropped_pages_freed_at_once(patch: Patch) -> None:
+    """The blocks of pages that retention drops are used again before it is durable."""
+
+    def make(drop: Any) -> Any:
+        def eager(self: vdi.Vdi) -> int:
+            before = {block for block, _ in snaplog.pages(self.store, self._edits or self.record)}
+            dropped: int = drop(self)
+            after = {block for block, _ in snaplog.pages(self.store, self._edits or self.record)}
+            self.store.allocator.release(sorted(before - after))
+            return dropped
+
+        return eager
+
+    _replace(patch, vdi.Vdi, "drop_scheduled", make)
+
+
+def kept_page_skipped(patch: Patch) -> None:
+    """A page with a snapshot that somebody took counts as dropped with those around it."""
+
+    def make(moved_out: Any) -> Any:
+        def forgetful(store: Blockstore, record: Any) -> Any:
+            new = moved_out(store, record)
+            if not record.log_kept:
+                return new
+            return replace(new, log_kept=record.log_kept, log_kept_number=record.log_kept_number)
+
+        return forgetful
+
+    _replace(patch, snaplog, "_moved_out", make)
+
+
 def partial_write_forgets_the_rest(patch: Patch) -> None:
     """A part of a block is written as a block of which the rest is zeros."""
 
@@ -325,7 +356,7 @@ def deleted_vdi_freed_before_it_is_gone(patch: Patch) -> None:
             free = layout.VdiRecord(old.id, old.uuid, old.name, layout.FREE, old.sequence + 1)
             registry.Registry(store).write(replace(free, token=old.token))
 
-    patch.setattr(reclaim, "_retire", retire)
+    patch.setattr(collection, "retire", retire)
 
 
 def records_before_nodes(patch: Patch) -> None:
@@ -356,15 +387,18 @@ def given_back_before_vdis_are_gone(patch: Patch) -> None:
     """Blocks of deleted VDIs go back to the host while the VDIs can still be restored."""
 
     def make(run: Any) -> Any:
-        def eager(self: reclaim.Reclaim) -> int:
-            self._swept = True
-            self.give_back()
+        def eager(self: collection.Collection) -> int:
+            sb, allocator = self._store.sb, self._store.allocator
+            for number in allocator.sealed:
+                free = np.flatnonzero(np.unpackbits(self._of(number), bitorder="little"))
+                for block in (free + sb.extent_start(number)).tolist():
+                    self._store.device.discard(block << BLOCK_SHIFT, BLOCK)
             freed: int = run(self)
             return freed
 
         return eager
 
-    _replace(patch, reclaim.Reclaim, "run", make)
+    _replace(patch, collection.Collection, "run", make)
 
 
 def snapshots_not_marked(patch: Patch) -> None:
@@ -395,6 +429,8 @@ BUGS: tuple[Bug, ...] = (
     child_after_parent,
     log_page_reused,
     log_page_not_written,
+    dropped_pages_freed_at_once,
+    kept_page_skipped,
     partial_write_forgets_the_rest,
     rollback_frees_the_snapshot,
     rollback_owns_the_snapshot,

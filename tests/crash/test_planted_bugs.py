@@ -18,10 +18,12 @@ from support.reader import Violation
 from support.workload import (
     ALPHABET,
     LOG_OPERATIONS,
+    SCHEDULE_OPERATIONS,
     A,
     B,
     K,
     World,
+    kept_by_schedule,
     long_log,
     random_operations,
     small_world,
@@ -57,9 +59,18 @@ def log_lists() -> Lists:
     yield from list(product(LOG_OPERATIONS, repeat=2))[::2]
 
 
+def schedule_lists() -> Lists:
+    yield from list(product(SCHEDULE_OPERATIONS, repeat=2))[::5]
+
+
 def hunt() -> str:
     """Return the first violation met, or nothing."""
-    for make_world, lists in ((small_world, small_lists()), (long_log, log_lists())):
+    worlds = (
+        (small_world, small_lists()),
+        (long_log, log_lists()),
+        (kept_by_schedule, schedule_lists()),
+    )
+    for make_world, lists in worlds:
         try:
             world: World = make_world()
             hunting = Hunt(world, limit=100, engine_every=149)

@@ -15,7 +15,9 @@ from support.hunt import Hunt
 from support.workload import (
     ALPHABET,
     LOG_OPERATIONS,
+    SCHEDULE_OPERATIONS,
     World,
+    kept_by_schedule,
     long_log,
     nearly_full,
     random_operations,
@@ -72,6 +74,21 @@ def test_a_snapshot_log_that_fills_its_page(record_property: Record) -> None:
     report(hunt, record_property)
 
 
+def test_a_log_that_a_schedule_fills(record_property: Record) -> None:
+    hunt = Hunt(kept_by_schedule(), limit=30, engine_every=97)
+    hunt.all_of((operation,) for operation in SCHEDULE_OPERATIONS)
+    report(hunt, record_property)
+
+
+@pytest.mark.slow
+def test_a_log_that_a_schedule_fills_and_more(record_property: Record) -> None:
+    """Pages that only retention has dropped are collected, and their blocks used again."""
+    lists = [ops for count in (2, 3) for ops in product(SCHEDULE_OPERATIONS, repeat=count)]
+    hunt = Hunt(kept_by_schedule(), limit=25, engine_every=499)
+    hunt.all_of(lists[::5], last_only=True)
+    report(hunt, record_property)
+
+
 def test_a_few_random_lists(record_property: Record) -> None:
     hunt = Hunt(small_world(), limit=50)
     hunt.all_of(random_operations(seed, 30) for seed in range(8))
@@ -79,7 +96,7 @@ def test_a_few_random_lists(record_property: Record) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [small_world, long_log])
+@pytest.mark.parametrize("world", [small_world, long_log, kept_by_schedule])
 def test_random_lists(world: Callable[[], World], record_property: Record) -> None:
     """Long lists of operations that crash, recover and crash again."""
     hunt = Hunt(world(), limit=60, engine_every=199)
@@ -92,14 +109,14 @@ def test_random_lists(world: Callable[[], World], record_property: Record) -> No
 def test_random_lists_in_a_full_store(record_property: Record) -> None:
     """The same with writes so long that they do not fit, and space that is reclaimed."""
     hunt = Hunt(nearly_full(), limit=60, engine_every=199)
-    hunt.all_of(random_operations(seed, 40, 4) for seed in range(45))
+    hunt.all_of(random_operations(seed, 40, 4) for seed in range(75))
     report(hunt, record_property)
     assert hunt.refused > 50
 
 
 @pytest.mark.long
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("world", [small_world, long_log, nearly_full])
+@pytest.mark.parametrize("world", [small_world, long_log, kept_by_schedule, nearly_full])
 def test_very_many_random_lists(world: Callable[[], World], record_property: Record) -> None:
     hunt = Hunt(world(), limit=300, engine_every=499)
     scale = 4 if world is nearly_full else 1

@@ -6,7 +6,9 @@ whole, a deleted VDI that can still be restored is too, and doing it again ends 
 
 from __future__ import annotations
 
+import os
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from kill.jobs import Job, Stores
 from kill.repeat import plxsh
 from kill.tracing import EIO, FULL, KILL, PLXSH, Fault, points, run
 from kill.view import sound, view
+from shell.tap import connect, environment, read, serving
 
 from core.check import check
 from core.format import DELETED
@@ -90,3 +93,38 @@ def test_a_kill_between_freeing_and_giving_back_costs_nothing_for_good(stores: S
     assert store.stat().st_blocks >= full
     plxsh(GC.command(store)[len(PLXSH) :])
     assert store.stat().st_blocks <= whole.stat().st_blocks < full
+
+
+def test_killed_beside_a_tap_it_leaves_all_whole_and_the_tap_goes_on(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The collector is a process of its own; the tap frees its part or keeps it, nothing else."""
+
+    def collected(store: Path, fault: str | None) -> int:
+        """Run it beside a tap with a guest, who must notice nothing."""
+        words = ("-s", str(store), "tap", "serve", "--unix", "nbd.sock")
+        with serving(*words, environment=environment()) as folder:
+            monkeypatch.setenv("PARALLAX_RUN_DIR", os.path.join(folder, "parallax"))
+            with closing(connect(os.path.join(folder, "nbd.sock"), "base")) as guest:
+                shown = read(guest, 0, 256 << 10)
+                done = run(GC.command(store), store.parent / "log", fault)
+                assert "Traceback" not in done.stderr
+                assert read(guest, 0, 256 << 10) == shown
+        return done.returncode
+
+    store = stores.new(GC)
+    before = view(str(store))
+    assert collected(store, None) == 0
+    where = points(store.parent / "log")
+    assert check(str(store)).unreachable == 0
+    assert {point.name for point in where} >= {"fdatasync"}
+    stores.drop(store)
+    for point in where[:: max(1, len(where) // 8)]:
+        store = stores.new(GC)
+        collected(store, KILL.at(point))
+        assert sound(str(store)) == before, point
+        status, said = plxsh(GC.command(store)[len(PLXSH) :])
+        assert status == 0, said
+        report = check(str(store))
+        assert (report.damaged, report.deleted, report.unreachable) == (False, 0, 0)
+        stores.drop(store)

@@ -6,6 +6,8 @@ contents of all VDIs and snapshots, and with its own check about the store, all 
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 from crash import bugs
 from hypothesis import Phase, settings
@@ -117,6 +119,10 @@ class StoreMachine(RuleBasedStateMachine):
     def snapshot(self, vdi: int, now: bool) -> None:
         (self.bench.snapshot_now if now else self.bench.snapshot)(vdi)
 
+    @rule(vdi=numbers, keep=st.integers(1, 5), count=st.sampled_from([1, 2, 3, 30]))
+    def scheduled_snapshots(self, vdi: int, keep: int, count: int) -> None:
+        self.bench.ticks(vdi, keep, count)
+
     @precondition(lambda self: self.bench.snapshots())
     @rule(snapshot=numbers)
     def clone(self, snapshot: int) -> None:
@@ -217,7 +223,7 @@ class TestWideStore(WideMachine.TestCase):  # type: ignore[misc]
 )
 def test_a_planted_bug_is_noticed(bug: bugs.Bug, monkeypatch: pytest.MonkeyPatch) -> None:
     bug(monkeypatch)
-    with pytest.raises((AssertionError, Violation, ParallaxError)):
+    with pytest.raises((AssertionError, Violation, ParallaxError, struct.error)):
         run_state_machine_as_test(
             StoreMachine,
             settings=settings(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import closing
 from typing import Any
 
 import pytest
 from shell.conftest import Plx
-from shell.tap import environment, serving
+from shell.tap import connect, environment, read, serving
 from shell.test_main import on_terminal
 
 from core import device
@@ -159,14 +160,24 @@ def test_damage_frees_nothing(untidy: Plx) -> None:
 
 
 @pytest.mark.slow
-def test_it_is_refused_while_a_tap_serves_the_store(untidy: Plx) -> None:
-    socket = "nbd.sock"
-    words = ("-s", str(untidy.path), "tap", "serve", "--unix", socket)
-    with serving(*words, environment=environment()):
-        line = untidy.fails(4, "-y", "store", "gc")
-        assert f"{untidy.path} is in use by " in line
-        assert "(pid " in line
-    assert gc(untidy, "-y")["gc"]["freed"] > 0
+def test_it_works_while_a_tap_serves_the_store(
+    untidy: Plx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("-s", str(untidy.path), "tap", "serve", "--unix", "nbd.sock")
+    with serving(*words, environment=environment()) as folder:
+        monkeypatch.setenv("PARALLAX_RUN_DIR", os.path.join(folder, "parallax"))
+        with closing(connect(os.path.join(folder, "nbd.sock"), "base")) as guest:
+            before = read(guest, 0, 16384)
+            assert gc(untidy, "-n")["gc"]["freed"] == OLD + OLDER + LEFT
+            assert untidy("store", "check").out.endswith(" unreachable: sound\n")
+            told = gc(untidy, "-y")["gc"]
+            assert told["freed"] == OLD + OLDER + LEFT
+            assert told["returned"] > 0
+            assert untidy("store", "check").out.endswith(", 0 B unreachable: sound\n")
+            assert read(guest, 0, 16384) == before
+            assert gc(untidy, "-y")["gc"]["freed"] == 0
+            assert "in use" in untidy.fails(4, "store", "check", "--repair")
+    assert untidy("store", "check").out.endswith(", 0 B unreachable: sound\n")
 
 
 def test_progress_is_told_as_json(untidy: Plx) -> None:

@@ -1,0 +1,55 @@
+"""Several sessions on one store, and collections whose steps have others' work between them.
+
+A seeded driver (`support.flock`): sessions write, trim, snapshot, clone, delete, restore, roll
+back, commit, give extents away, die and lose their leases; one of them collects, and may die at
+any of its steps. After every step all that can be read must be what a plain dictionary says, and
+the check of the store must find no block that is in use and free, or owned twice. In the end at
+least 99 % of what nothing reaches is freed, with all sessions there.
+"""
+
+from __future__ import annotations
+
+from inspect import signature
+
+import pytest
+from property.session_bugs import BUGS, Bug
+from support.flock import World
+from unit import test_collection
+
+from core.errors import ParallaxError
+
+
+def run(seed: int, steps: int) -> World:
+    world = World(seed)
+    for _ in range(steps):
+        world.step()
+    world.end()
+    return world
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_sessions_beside_collections(seed: int) -> None:
+    run(seed, 60)
+
+
+@pytest.mark.slow
+def test_sessions_beside_collections_for_longer() -> None:
+    worlds = [run(seed, 120) for seed in range(100, 130)]
+    assert sum(world.collections for world in worlds) > len(worlds)
+
+
+def hunt() -> None:
+    """First what was thought of, then what nobody did."""
+    scenarios = [test for name, test in vars(test_collection).items() if name.startswith("test_")]
+    for scenario in scenarios:
+        scenario(*[test_collection.Pair() for _ in signature(scenario).parameters])
+    for seed in range(20):
+        run(seed, 60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.__name__)
+def test_a_planted_bug_is_found(bug: Bug, monkeypatch: pytest.MonkeyPatch) -> None:
+    bug(monkeypatch)
+    with pytest.raises((AssertionError, ParallaxError, pytest.fail.Exception)):
+        hunt()
