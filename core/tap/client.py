@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Final
 
+from core.errors import Fenced
 from core.tap.handshake import Handshake, ProtocolError, State
 from core.tap.loop import GONE, READ, WRITE, Loop
 from core.tap.shared import Shared
@@ -98,7 +99,7 @@ class Client:
             for _ in range(_TLS_ROUNDS):
                 if self._reading():
                     self._receive()
-        elif events & READ:
+        elif events & READ & self._events:  # it may have been paused since the loop was woken
             self._receive()
         if events & GONE and not events & READ:
             raise ConnectionResetError("the connection broke")
@@ -117,6 +118,8 @@ class Client:
         except ProtocolError as error:
             self._refuse(f"protocol error: {error}")
             self.close("protocol error")
+        except Fenced as error:
+            self.fenced(error)
         except ssl.SSLError as error:
             if self.transmission is None:  # later it is only a client that leaves rudely
                 self._refuse(f"TLS: {error.reason or error}")
@@ -132,6 +135,17 @@ class Client:
             self._shared.totals.refused += 1
         logger.warning("%s: %s", self.peer, why, extra={"event": "refused", "peer": self.peer})
 
+    def fenced(self, error: Fenced) -> None:
+        """Hang up without an answer, because nobody knows whose the VDI is now.
+
+        What was not answered the client sends again to whoever serves the VDI then; an
+        answer would be an error that a guest takes for a broken disk.
+        """
+        export = None if self.transmission is None else self.transmission.export
+        self.close(error.message)
+        if export is not None:
+            self._shared.gate.fenced(export, error)
+
     def failed(self, error: Exception) -> None:
         """Drop the client because of a bug."""
         fields = {"event": "bug", "peer": self.peer}
@@ -146,7 +160,7 @@ class Client:
         elif transmission is not None and transmission.done:
             self.close("disconnected")
             return
-        elif self._stopping or (transmission is not None and transmission.full):
+        elif self._waits:
             events = 0
         else:
             events = READ
@@ -155,6 +169,13 @@ class Client:
         if events != self._events and self._open:
             self._events = events
             self._loop.change(self._fd, events)
+
+    @property
+    def _waits(self) -> bool:
+        """Whether nothing is to be read, for now or for good."""
+        if self.transmission is None:
+            return self._stopping or self._handshake.opening is not None
+        return self._stopping or self.transmission.full
 
     def took(self, requests: int) -> None:
         """Note how many requests came together."""
@@ -167,6 +188,11 @@ class Client:
             self.close("the server is stopping")
         else:
             self.update()
+
+    def resume(self) -> None:
+        """Go on after a pause, with what was received before it."""
+        if self.transmission is not None and not self._out:
+            self.guard(self.transmission.process)
 
     def close(self, why: str) -> None:
         """Drop the connection; a second call does nothing."""
@@ -258,6 +284,8 @@ class Client:
 
     def _feed(self, data: bytes) -> None:
         answer = self._handshake.feed(data)
+        if self._handshake.opening is not None:
+            self._shared.exports.when_ready(self._handshake.opening, self._go_on)
         for why in self._handshake.refusals:
             self._refuse(f"refused: {why}")
         self._handshake.refusals.clear()
@@ -266,6 +294,10 @@ class Client:
         self.send(memoryview(answer))
         if not self._out:
             self._drain()
+
+    def _go_on(self) -> None:
+        """Look at an option again that had to wait for a lock."""
+        self.guard(self._feed, b"")
 
     def _begin_tls(self) -> None:
         if self._handshake.rest():

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from queue import SimpleQueue
 from threading import Thread
+from types import MappingProxyType
+from typing import Final
 
 from core.commit import PendingCommit
 from core.errors import ParallaxError
@@ -25,6 +27,9 @@ Done = Callable[[ParallaxError | None], None]
 """Told that a commit is durable (None), or why it is not."""
 
 
+_NONE: Final[Mapping[int, ParallaxError]] = MappingProxyType({})
+
+
 class Commits:
     """The commits of one session, one at a time.
 
@@ -35,6 +40,7 @@ class Commits:
     Attributes:
         took: how long commits took, from their beginning to their end.
         failures: how many failed.
+        held: none is begun; what was asked for waits.
     """
 
     def __init__(self, session: Session, wake: Callable[[], None]) -> None:
@@ -47,6 +53,7 @@ class Commits:
         self._begun = 0.0
         self.took = Durations()
         self.failures = 0
+        self.held = False
         self._synced = False
         self._queue: SimpleQueue[PendingCommit | None] = SimpleQueue()
         self._thread = Thread(target=self._sync, name="tap-commit", daemon=True)
@@ -56,6 +63,11 @@ class Commits:
     def busy(self) -> bool:
         """Whether anyone still waits for an answer."""
         return bool(self._waiting) or self._running is not None
+
+    @property
+    def running(self) -> bool:
+        """Whether a commit is on its way to the disk."""
+        return self._running is not None
 
     def add(self, vdi: Vdi, done: Done) -> None:
         """Have a VDI committed; `done` is called in the loop thread when it is durable."""
@@ -71,10 +83,16 @@ class Commits:
                 pending.finish()
             except ParallaxError as failure:
                 error = failure
-            self._answer(group, error)
-        while self._waiting and self._running is None:
+            self._answer(group, error, pending.left_out)
+        while self._waiting and self._running is None and not self.held:
             self._group, self._waiting = self._waiting, []
             self._begin()
+
+    def drop(self, error: ParallaxError) -> None:
+        """Tell everyone who waits for a commit to begin that there will be none."""
+        group, self._waiting = self._waiting, []
+        for _, done in group:
+            done(error)
 
     def _begin(self) -> None:
         """Prepare a commit of the group and hand it to the thread."""
@@ -97,14 +115,19 @@ class Commits:
             self._synced = True
             self._wake()
 
-    def _answer(self, group: list[tuple[Vdi, Done]], error: ParallaxError | None) -> None:
-        """Tell everyone in a group what became of their commit."""
+    def _answer(
+        self,
+        group: list[tuple[Vdi, Done]],
+        error: ParallaxError | None,
+        left_out: Mapping[int, ParallaxError] = _NONE,
+    ) -> None:
+        """Tell everyone in a group what became of their commit, which may leave VDIs out."""
         self.took.add(time.monotonic() - self._begun)
         if error is not None:
             self.failures += 1
             logger.error("commit failed: %s", error, extra={"event": "commit_failed"})
-        for _, done in group:
-            done(error)
+        for vdi, done in group:
+            done(error or left_out.get(vdi.id))
 
     def close(self) -> None:
         """End the thread, after the commit it is at."""

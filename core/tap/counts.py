@@ -13,6 +13,13 @@ from typing import Final
 
 MOST_EXPORTS: Final = 1000
 """Exports whose numbers are kept after their last client has gone."""
+METHODS: Final = frozenset(
+    {
+        *("snapshot", "delete_snapshot", "rename", "schedule", "give_up", "take"),
+        *("seal", "images", "sweep", "finish", "grown", "yield"),
+    }
+)
+"""What one session can ask of another."""
 BOUNDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 """Seconds up to which the durations of commits are counted together."""
 
@@ -80,6 +87,9 @@ class Totals:
         exports: those of each export, by name.
         connections: how many were accepted, those that are there included.
         refused: handshakes that asked for an export and got none.
+        calls: what other sessions asked for, by method and whether it failed.
+        scheduled_snapshots: snapshots that were taken on a schedule.
+        skipped_ticks: times at which a scheduled snapshot was due and not taken.
     """
 
     def __init__(self) -> None:
@@ -88,6 +98,14 @@ class Totals:
         self.exports: dict[str, Counts] = {}
         self.connections = 0
         self.refused = 0
+        self.calls: dict[tuple[str, bool], int] = {}
+        self.scheduled_snapshots = 0
+        self.skipped_ticks = 0
+
+    def called(self, method: str, failed: bool) -> None:
+        """Count a call of another session; methods that nobody knows count together."""
+        key = (method if method in METHODS else "other", failed)
+        self.calls[key] = self.calls.get(key, 0) + 1
 
     def retire(self, export: str, counts: Counts) -> None:
         """Take over the numbers of a connection that is gone."""

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from core.errors import BadRequest, NoSpace, ParallaxError
+from core.errors import BadRequest, InUse, NoSpace, ParallaxError
 from core.format import LIVE, VdiRecord
 from core.image import Image
+from core.locks import Grant
 from core.session import Session
 from core.snaplog import Snapshot
 from core.tap.commits import Commits
+from core.tap.opening import NotYet, Openings, Outcome
 from core.vdi import Vdi
 
 if TYPE_CHECKING:
@@ -48,6 +51,9 @@ class Export:
         vdi: what is written, None for a snapshot.
         connections: the clients that have it open.
         since: when it was opened, in seconds of Unix time.
+        paused: no request of its clients is begun.
+        leaving: it is being handed over.
+        held_until: it stays open without a client until then, on the monotonic clock.
     """
 
     def __init__(self, name: str, record: VdiRecord, image: Image, snapshot: Snapshot | None):
@@ -61,6 +67,15 @@ class Export:
         self.connections: set[Transmission] = set()
         self.since = time.time()
         self.committing = False
+        self.paused = False
+        self.leaving = False
+        self.held_until = 0.0
+
+    def pause(self, paused: bool) -> None:
+        """Begin no request of its clients any more, or go on."""
+        self.paused = paused
+        for connection in list(self.connections):
+            connection.resume()
 
     @property
     def key(self) -> tuple[int, str | None]:
@@ -74,14 +89,26 @@ class Exports:
     Args:
         session: whose VDIs they are.
         commits: what makes them durable.
+        openings: has locks of another process waited for.
+
+    Attributes:
+        open: those that are open.
+        refuse: says why no VDI can be opened for writing now, empty if they can.
+        changed: called when a VDI was opened or is not open any more.
     """
 
-    def __init__(self, session: Session, commits: Commits) -> None:
+    def __init__(self, session: Session, commits: Commits, openings: Openings) -> None:
         """Open nothing yet."""
         self._session = session
         self._commits = commits
         self._ids: dict[str, int] = {}
+        self._openings = openings
+        self._awaited: dict[int, list[Callable[[], None]]] = {}
+        self._answered: dict[int, Outcome] = {}
+        self._away: dict[int, float] = {}
         self.open: dict[tuple[int, str | None], Export] = {}
+        self.refuse: Callable[[], str] = str
+        self.changed: Callable[[], None] = _nothing
 
     def _find(self, reference: str) -> VdiRecord:
         """Return the live VDI a reference names; a known name costs one record to read."""
@@ -154,16 +181,96 @@ class Exports:
         Raises:
             NotFound, BadRequest: there is no such export.
             InUse, ReadOnly: the VDI cannot be opened for writing here.
-            IoFailed: it cannot be read.
+            IoFailed: it cannot be read, or the lock master cannot be reached.
+            NotYet: its lock is on its way; see `when_ready`.
         """
         record, snapshot = self._resolve(name)
         key = (record.id, str(snapshot.id) if snapshot else None)
         export = self.open.get(key)
         if export is None:
-            image = self._session.image(snapshot) if snapshot else self._session.open_vdi(record)
-            export = Export(_name_of(record, snapshot), record, image, snapshot)
+            if snapshot is None:
+                return self._open_vdi(record)
+            export = Export(
+                _name_of(record, snapshot), record, self._session.image(snapshot), snapshot
+            )
             self.open[key] = export
+        elif export.leaving:
+            raise _going(export.name)
+        export.held_until = 0.0  # the client it was kept open for has come: it goes with the last
         return export
+
+    def _open_vdi(self, record: VdiRecord) -> Export:
+        """Open a VDI, if its lock can be had; raises as `acquire`."""
+        why = self.refuse()
+        if why:
+            raise InUse(f"VDI {record.name!r} cannot be opened: {why}", "try again in a moment")
+        if self._away.get(record.id, 0.0) > time.monotonic():
+            raise _going(record.name)
+        if not self._session.locks.leased:
+            return self.open_with(record, None)
+        outcome = self._answered.pop(record.id, None)
+        if isinstance(outcome, ParallaxError):
+            self._answered[record.id] = outcome  # for the others who asked
+            raise outcome
+        if outcome is not None:
+            return self._open_granted(record, outcome)
+        if record.id not in self._awaited:
+            self._openings.ask(
+                f"vdi/{record.id}", record.token, 0.0, partial(self._arrived, record.id)
+            )
+            self._awaited[record.id] = []
+        raise NotYet(record.id)
+
+    def _open_granted(self, record: VdiRecord, grant: Grant) -> Export:
+        """Open a VDI under a grant, which is given back if that fails."""
+        try:
+            return self.open_with(record, grant)
+        except ParallaxError:
+            grant.release()
+            raise
+
+    def open_with(self, record: VdiRecord, grant: Grant | None) -> Export:
+        """Open a VDI that is not open, under a grant for it, or else one that it gets now.
+
+        Raises:
+            NotFound, InUse, ReadOnly: as `Session.open_vdi`.
+        """
+        vdi = self._session.open_vdi(record, grant)
+        export = Export(_name_of(record, None), vdi.record, vdi, None)
+        self.open[export.key] = export
+        self.changed()
+        return export
+
+    def when_ready(self, vdi: int, told: Callable[[], None]) -> None:
+        """Call `told` when it makes sense to try again what ended with `NotYet`."""
+        self._awaited.setdefault(vdi, []).append(told)
+
+    def _arrived(self, vdi: int, outcome: Outcome) -> None:
+        """Let those try again who wait for a VDI; what none of them wants is given back."""
+        self._answered[vdi] = outcome
+        for told in self._awaited.pop(vdi, ()):
+            told()
+        left = self._answered.pop(vdi, None)
+        if left is not None and not isinstance(left, ParallaxError):
+            left.release()
+
+    def find(self, vdi: int) -> Export | None:
+        """Return the writable export of a VDI, if it is open."""
+        return self.open.get((vdi, None))
+
+    def writable(self) -> list[Export]:
+        """Return the open exports that clients write to."""
+        return [export for export in self.open.values() if export.vdi is not None]
+
+    def is_open(self, export: Export) -> bool:
+        """Return whether an export is open still."""
+        return self.open.get(export.key) is export
+
+    def keep_away(self, vdi: int, seconds: float) -> None:
+        """Do not open a VDI for a while: it is on its way to or from another host."""
+        now = time.monotonic()
+        self._away = {number: until for number, until in self._away.items() if until > now}
+        self._away[vdi] = now + seconds
 
     # -- committing and giving up ------------------------------------------------------
 
@@ -177,13 +284,13 @@ class Exports:
 
         When the file system is full it stays, until a later try succeeds.
         """
-        if export.committing or self.open.get(export.key) is not export:
+        if export.committing or not self.is_open(export) or (export.paused and export.vdi):
             return
         vdi = export.vdi
         if vdi is not None and vdi.written and self._session.store.failed is None:
             export.committing = True
             self._commits.add(vdi, partial(self._settled, export))
-        elif not export.connections:
+        elif not export.connections and export.held_until <= time.monotonic():
             try:
                 self._forget(export)
             except ParallaxError as error:
@@ -195,6 +302,34 @@ class Exports:
         if not export.connections and not isinstance(error, NoSpace):
             self.settle(export)
 
+    def give_up(self, export: Export, done: Callable[[ParallaxError | None], None]) -> None:
+        """Commit an export without clients and give its lock back; then tell `done`.
+
+        When the commit fails it stays open.
+        """
+        assert export.vdi is not None
+
+        def committed(error: ParallaxError | None) -> None:
+            if error is None and self.is_open(export):
+                try:
+                    self._forget(export)
+                except ParallaxError as failure:
+                    error = failure
+            done(error)
+
+        self._commits.add(export.vdi, committed)
+
+    def lose(self, export: Export, why: str) -> None:
+        """Disconnect the clients of an export whose VDI is somebody else's; commit nothing."""
+        if not self.is_open(export):
+            return
+        del self.open[export.key]
+        for connection in list(export.connections):
+            connection.disconnect(why)
+        if export.vdi is not None:
+            self._session.drop(export.vdi)
+        self.changed()
+
     def settle_all(self) -> None:
         """Do for all exports what `settle` does; a timer calls this."""
         for export in list(self.open.values()):
@@ -204,7 +339,10 @@ class Exports:
         """Give up an export, with a commit if something was written."""
         del self.open[export.key]
         if export.vdi is not None:
-            self._session.release(export.vdi)
+            try:
+                self._session.release(export.vdi)
+            finally:
+                self.changed()
 
     def close(self) -> None:
         """Commit and give up everything.
@@ -227,6 +365,14 @@ class Exports:
         if failure or self._session.store.failed:
             # one of the two is an error, as the line above says
             raise failure or self._session.store.failed  # type: ignore[misc]
+
+
+def _nothing() -> None:
+    """Stand for what nobody wants to hear of."""
+
+
+def _going(name: str) -> InUse:
+    return InUse(f"VDI {name!r} is being handed over", "connect to the host that it goes to")
 
 
 def _name_of(record: VdiRecord, snapshot: Snapshot | None) -> str:

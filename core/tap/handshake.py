@@ -12,6 +12,7 @@ from typing import Final
 
 from core.errors import BadRequest, InUse, NotFound, ParallaxError, ReadOnly
 from core.tap.exports import Description, Export, Exports
+from core.tap.opening import NotYet
 from core.tap.protocol import (
     CAN_MULTI_CONN,
     CLIENT_FLAGS,
@@ -109,6 +110,7 @@ class Handshake:
         state: how far it is.
         agreed: its result.
         refusals: why an export that was asked for was not given, for the log.
+        opening: the VDI whose lock is on its way, or None; `feed` goes on when it came.
     """
 
     def __init__(self, exports: Exports, tls: bool = False, tls_required: bool = False) -> None:
@@ -133,6 +135,7 @@ class Handshake:
         self.state = State.NEGOTIATING
         self.agreed = Agreed()
         self.refusals: list[str] = []
+        self.opening: int | None = None
 
     @staticmethod
     def greeting() -> bytes:
@@ -146,13 +149,18 @@ class Handshake:
             ProtocolError: the client does not speak this protocol.
         """
         self._buffer += data
+        self.opening = None
         out = bytearray()
         while self.state is State.NEGOTIATING:
             if self._skip:
                 skipped = min(self._skip, len(self._buffer))
                 del self._buffer[:skipped]
                 self._skip -= skipped
-            if not self._step(out):
+            try:
+                if not self._step(out):
+                    break
+            except NotYet as wait:  # the option is still in the buffer
+                self.opening = wait.vdi
                 break
         return bytes(out)
 
@@ -197,12 +205,12 @@ class Handshake:
         if len(buffer) < OPTION.size + length:
             return False
         data = bytes(buffer[OPTION.size : OPTION.size + length])
-        del buffer[: OPTION.size + length]
         if option == OPT_EXPORT_NAME:
             out += self._export_name(data)
         else:
             for reply, payload in self._answer(option, data):
                 out += _reply(option, reply, payload)
+        del buffer[: OPTION.size + length]
         return True
 
     def _answer(self, option: int, data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -27,10 +27,11 @@ _THREADS: Final = 4
 class _Job:
     """A job that was begun, and what lets go of the bytes that were fetched for it."""
 
-    __slots__ = ("fetched", "steps")
+    __slots__ = ("fetched", "held_back", "steps")
 
-    def __init__(self, steps: Steps) -> None:
+    def __init__(self, steps: Steps, held_back: bool) -> None:
         self.steps = steps
+        self.held_back = held_back
         self.fetched: list[Release] = []
 
     def release(self) -> None:
@@ -48,13 +49,18 @@ class Jobs:
     Args:
         device: what fetches the bytes that a job needs.
         wake: callable from any thread; makes the loop call `run` soon.
+
+    Attributes:
+        held: jobs that can be held back are.
     """
 
     def __init__(self, device: BlockDevice, wake: Callable[[], None]) -> None:
         """Start the threads that read."""
         self._device = device
         self._wake = wake
+        self.held = False
         self._ready: deque[_Job] = deque()
+        self._back: list[_Job] = []
         self._missing: SimpleQueue[tuple[_Job, WouldBlock] | None] = SimpleQueue()
         self._threads = [
             Thread(target=self._fetch_all, name=f"tap-read-{n}", daemon=True)
@@ -68,9 +74,12 @@ class Jobs:
         """Whether there is a step to be done now."""
         return bool(self._ready)
 
-    def add(self, steps: Steps, needs: WouldBlock | None = None) -> None:
-        """Take a job on; with `needs`, its first step comes when those bytes are there."""
-        job = _Job(steps)
+    def add(self, steps: Steps, needs: WouldBlock | None = None, held_back: bool = False) -> None:
+        """Take a job on; with `needs`, its first step comes when those bytes are there.
+
+        `held_back`: it waits while `held` is set.
+        """
+        job = _Job(steps, held_back)
         if needs is None:
             self._ready.append(job)
         else:
@@ -80,6 +89,9 @@ class Jobs:
         """Do one step of each job that is ready."""
         for _ in range(len(self._ready)):
             job = self._ready.popleft()
+            if self.held and job.held_back:
+                self._back.append(job)
+                continue
             try:
                 needs = next(job.steps)
             except StopIteration:
@@ -90,6 +102,12 @@ class Jobs:
                 self._ready.append(job)
             else:
                 self._missing.put((job, needs))
+
+    def release(self) -> None:
+        """Go on with the jobs that were held back."""
+        self.held = False
+        self._ready += self._back
+        self._back.clear()
 
     def _fetch_all(self) -> None:
         """Bring bytes into memory, on a thread, until `close`."""
@@ -110,6 +128,7 @@ class Jobs:
             self._missing.put(None)
         for thread in self._threads:
             thread.join()
+        self.release()
         for job in self._ready:
             job.steps.close()
             job.release()

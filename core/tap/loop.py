@@ -30,6 +30,7 @@ class Loop:
     Attributes:
         gather: requests come many at a time, so that sleeping until more are there costs
             less than answering each as it comes.
+        look: called after each wait and before any handler, if there is one.
     """
 
     def __init__(self) -> None:
@@ -40,6 +41,7 @@ class Loop:
         self._closing = RLock()
         self._soon = False
         self.gather = False
+        self.look: Callable[[], None] | None = None
         self.watch(self._wake, self._woken, READ)
 
     def watch(self, fd: int, handler: Handler, events: int) -> None:
@@ -59,7 +61,10 @@ class Loop:
     def turn(self, timeout: float) -> None:
         """Wait until something happens, `timeout` seconds at most, and handle it."""
         handlers = self._handlers
-        for fd, events in self._wait(timeout):
+        ready = self._wait(timeout)
+        if self.look is not None:
+            self.look()
+        for fd, events in ready:
             handler = handlers.get(fd)
             if handler is not None:
                 handler(events)

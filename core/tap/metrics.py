@@ -85,6 +85,7 @@ class Metrics:
         now = [
             *self._about_the_tap(everything, sum(connections.values()), len(exports)),
             *_about_commits(self._shared.commits),
+            *self._about_sessions(),
             *self._about_the_store(),
             *self._process.collect(),
         ]
@@ -119,6 +120,48 @@ class Metrics:
         yield _counter(
             "parallax_tap_cache_misses", "Reads that had to wait for the disk", done.missed
         )
+
+    def _about_sessions(self) -> Iterator[Metric]:
+        """Yield what has to do with other sessions, the lock master and schedules."""
+        shared = self._shared
+        locks, gate = shared.session.locks, shared.gate
+        calls = CounterMetricFamily(
+            "parallax_tap_calls",
+            "Calls of other sessions by method and outcome",
+            labels=["method", "outcome"],
+        )
+        for (method, failed), count in sorted(self._totals.calls.items()):
+            calls.add_metric([method, "failed" if failed else "done"], count)
+        yield calls
+        yield _counter(
+            "parallax_tap_scheduled_snapshots",
+            "Snapshots taken on a schedule",
+            self._totals.scheduled_snapshots,
+        )
+        yield _counter(
+            "parallax_tap_skipped_ticks",
+            "Times at which a scheduled snapshot was due and not taken",
+            self._totals.skipped_ticks,
+        )
+        yield _gauge(
+            "parallax_tap_lease_left_seconds",
+            "Time for which it may write without another renewal; +Inf without a lease",
+            locks.lease_left(),
+            "seconds",
+        )
+        yield _counter(
+            "parallax_tap_gate_shut_seconds",
+            "Time in which writable exports waited for the lease",
+            gate.shut_for(),
+            "seconds",
+        )
+        yield _counter("parallax_tap_lost_exports", "Exports lost to others", gate.losses)
+        collections = CounterMetricFamily(
+            "parallax_tap_collections", "Garbage collections by outcome", labels=["outcome"]
+        )
+        collections.add_metric(["done"], shared.collecting.runs)
+        collections.add_metric(["failed"], shared.collecting.failures)
+        yield collections
 
     def _about_the_store(self) -> Iterator[Metric]:
         store = self._shared.session.store

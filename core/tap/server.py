@@ -22,20 +22,27 @@ from functools import partial
 from types import FrameType
 from typing import Any, Final
 
-from core.errors import BadRequest
+from core.errors import BadRequest, ParallaxError
 from core.session import Session
+from core.tap.calls import Desk
 from core.tap.client import Client
+from core.tap.collecting import Chore, Collecting
 from core.tap.commits import Commits
 from core.tap.counts import Totals
 from core.tap.exports import Exports
+from core.tap.gate import Gate
+from core.tap.handover import HandOver
 from core.tap.http import PATH, Pages
 from core.tap.jobs import Jobs
 from core.tap.listen import listen_tcp, listen_unix, refuse_public_sockets, tls_context, tune
 from core.tap.loop import READ, Loop
 from core.tap.notify import inherited_sockets, notify
+from core.tap.opening import Openings
 from core.tap.replies import Replies
+from core.tap.schedules import Schedules
 from core.tap.shared import Shared
 from core.tap.status import StatusReply, document, status_path
+from core.tap.timers import Timers
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +67,8 @@ class Tap:
         commit_interval: seconds between commits of what was written.
         inherited: sockets that listen already.
         metrics: address and port where it tells its metrics over HTTP, if any.
+        collector: collects garbage, None for no collections.
+        lock_master: where the lock master is, to show.
 
     Attributes:
         addresses: where it listens.
@@ -78,6 +87,8 @@ class Tap:
         commit_interval: float = COMMIT_INTERVAL,
         inherited: list[socket.socket] | None = None,
         metrics: tuple[str, int] | None = None,
+        collector: Chore | None = None,
+        lock_master: str = "",
     ) -> None:
         """Listen, but answer nobody before `run`."""
         self._session = session
@@ -110,11 +121,37 @@ class Tap:
         self.addresses = [sock.getsockname() for sock in listeners]
         self.metrics_addresses = [sock.getsockname() for sock in told]
         self._loop = Loop()
+        self._timers = Timers()
+        self._lock_master = lock_master
+        locks, totals = session.locks, Totals()
         commits = Commits(session, self._loop.wake)
         jobs = Jobs(session.store.device, self._loop.wake)
-        exports = Exports(session, commits)
-        self._shared = Shared(session, exports, commits, jobs, Replies(), Totals())
+        self._openings = Openings(locks, self._timers)
+        exports = Exports(session, commits, self._openings)
+        self._gate = Gate(session, locks, exports, commits, jobs, self._timers)
+        self._collecting = Collecting(collector or Chore(), self._loop, self._timers)
+        self._schedules = Schedules(exports, commits, self._timers, totals)
+        self._desk = Desk(locks, session.answers, commits, totals, self._loop.wake)
+        handover = HandOver(session.registry, exports, self._openings, self._timers)
+        self._connect_parts(exports, handover)
+        self._shared = Shared(
+            session,
+            exports,
+            commits,
+            jobs,
+            Replies(),
+            totals,
+            self._gate,
+            self._collecting,
+        )
         self._pages = _pages(self._loop, self._shared) if metrics else None
+
+    def _connect_parts(self, exports: Exports, handover: HandOver) -> None:
+        """Tell the parts what they have to do with each other."""
+        exports.refuse = lambda: "there is no valid lease" if self._gate.shut else ""
+        exports.changed = self._schedules.look
+        self._desk.specials |= {"give_up": handover.give_up, "take": handover.take}
+        self._desk.after = lambda method: self._schedules.look() if method == "schedule" else None
 
     def _open(self, sockets: list[socket.socket], welcome: Welcome) -> list[socket.socket]:
         """Have connections to these sockets welcomed."""
@@ -136,17 +173,27 @@ class Tap:
         """
         self._watch_doors()
         self._say_where()
-        shared = self._shared
-        due = time.monotonic() + self._interval
+        shared, timers = self._shared, self._timers
+        locks = shared.session.locks
+        if locks.shared:
+            self._desk.open()
+        if locks.leased:
+            self._loop.look = self._gate.look
+        if locks.leased or locks.shared:
+            self._gate.start()
+        self._collecting.start()
+        timers.at(time.monotonic() + self._interval, self._tick)
         try:
             while not self._stopping:
                 now = time.monotonic()
-                if now >= due:
-                    self._tick(now)
-                    due = now + self._interval
-                self._turn(due - now)
+                if now >= timers.due():
+                    timers.run(now)
+                self._turn(timers.due() - now)
             self._finish()
         finally:
+            self._collecting.close()
+            self._desk.close()
+            self._openings.close()
             for client in list(self._clients):
                 client.close("the server stopped")
             shared.jobs.close()
@@ -154,6 +201,7 @@ class Tap:
             self._close_doors()
             if self._pages is not None:
                 self._pages.close()
+            self._collecting.wait()
             try:
                 shared.exports.close()
             finally:
@@ -168,13 +216,19 @@ class Tap:
     def _turn(self, timeout: float) -> None:
         """Wait for something to do, and do it."""
         shared = self._shared
-        self._loop.turn(0 if shared.jobs.ready else timeout)
+        self._loop.turn(0 if shared.jobs.ready else max(timeout, 0.0))
         shared.jobs.run()
+        if self._desk.rung:
+            self._desk.serve()
+            self._openings.poll()
         shared.commits.poll()
 
-    def _tick(self, now: float) -> None:
+    def _tick(self) -> None:
         """Do what is to be done now and then."""
+        now = time.monotonic()
+        self._timers.at(now + self._interval, self._tick)
         self._shared.exports.settle_all()
+        self._end_old_collection()
         clock = time.time()
         for client in list(self._clients):
             transmission = client.transmission
@@ -188,6 +242,13 @@ class Tap:
             self._pages.expire(now)
         if self._paused:
             self._watch_doors()
+
+    def _end_old_collection(self) -> None:
+        """Forget a collection of another session that did not come to its end."""
+        try:
+            self._session.member.expire()
+        except ParallaxError as error:
+            logger.warning("cannot ask who collects garbage: %s", error, extra={"event": "expire"})
 
     def _finish(self) -> None:
         """Answer what was asked before the end, as long as clients take the replies."""
@@ -241,7 +302,20 @@ class Tap:
 
     def status(self) -> dict[str, Any]:
         """Return what the status socket tells."""
-        return document(self._session, self._shared.exports.open.values(), self._since)
+        told = document(self._session, self._shared.exports.open.values(), self._since)
+        return told | {"lock_master": self._about_locks()}
+
+    def _about_locks(self) -> dict[str, Any]:
+        """Return where the lock master is, and whether it answers."""
+        locks = self._session.locks
+        place = "remote" if locks.leased else "hosted" if locks.shared else "embedded"
+        left = locks.lease_left()
+        return {
+            "place": place,
+            "address": self._lock_master,
+            "up": not self._gate.shut,
+            "lease_left": left if locks.leased else None,
+        }
 
     def _forget(self, client: Client) -> None:
         self._clients.discard(client)
@@ -302,6 +376,8 @@ def serve(
     tls: str | None = None,
     commit_interval: float = COMMIT_INTERVAL,
     metrics: tuple[str, int] | None = None,
+    collector: Chore | None = None,
+    lock_master: str = "",
     ready: Callable[[], None] | None = None,
 ) -> None:
     """Serve the VDIs of a session over NBD until SIGTERM or SIGINT; see `Tap`.
@@ -315,13 +391,25 @@ def serve(
         tls: folder with `server-cert.pem`, `server-key.pem` and perhaps `ca-cert.pem`.
         commit_interval: seconds between commits of what was written.
         metrics: address and port where `GET /metrics` is answered.
+        collector: collects garbage.
+        lock_master: where the lock master is, to show.
         ready: called when clients can connect.
 
     Raises:
         BadRequest, InUse, NotFound, ReadOnly: it cannot listen there.
         NoSpace, IoFailed, Fenced: the last commit failed.
     """
-    tap = Tap(session, unix, tcp, tls, commit_interval, inherited_sockets(), metrics)
+    tap = Tap(
+        session,
+        unix,
+        tcp,
+        tls,
+        commit_interval,
+        inherited_sockets(),
+        metrics,
+        collector,
+        lock_master,
+    )
     _raise_descriptor_limit()
 
     def stop(_number: int, _frame: FrameType | None) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from core.session import Session
+from core.tap.collecting import Collecting
 from core.tap.commits import Commits
 from core.tap.counts import Totals
 from core.tap.exports import Exports
+from core.tap.gate import Gate
 from core.tap.jobs import Jobs
 from core.tap.replies import Replies
 
@@ -22,3 +24,5 @@ class Shared:
     jobs: Jobs
     replies: Replies
     totals: Totals
+    gate: Gate
+    collecting: Collecting

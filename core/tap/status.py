@@ -60,6 +60,7 @@ def _describe(export: Export) -> dict[str, Any]:
         "read_only": export.vdi is None,
         "size": export.image.size,
         "since": export.since,
+        "schedule": _schedule(export),
         "connections": [
             {
                 "peer": c.peer,
@@ -70,6 +71,14 @@ def _describe(export: Export) -> dict[str, Any]:
             for c in export.connections
         ],
     }
+
+
+def _schedule(export: Export) -> dict[str, int] | None:
+    """Return the snapshot schedule of an export: nanoseconds between, and how many are kept."""
+    if export.vdi is None:
+        return None
+    every, keep = export.vdi.schedule
+    return {"every_ns": every, "keep": keep} if every else None
 
 
 class StatusReply:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from core.errors import ParallaxError, WouldBlock
+from core.errors import Fenced, NoSpace, ParallaxError, WouldBlock
 from core.tap.counts import Counts, Recent
 from core.tap.exports import Export
 from core.tap.handshake import Agreed, ProtocolError
@@ -70,6 +70,7 @@ class Transmission:
         waiting: requests that are not answered yet.
         counts: what was asked so far.
         recent: what had been asked a moment ago.
+        export: what it has open.
         name: that of the export.
         peer: who it is, to show.
         since: when it connected, in seconds of Unix time.
@@ -81,7 +82,7 @@ class Transmission:
         """Take over a connection whose handshake is done."""
         self._client = client
         self._shared = shared
-        self._export = export
+        self.export = export
         self._image = export.image
         self._structured = agreed.structured
         self._buffer = bytearray(max(_BUFFER, _BASE + len(rest)))
@@ -113,18 +114,42 @@ class Transmission:
 
     @property
     def full(self) -> bool:
-        """Whether so much is unanswered that nothing more should be read."""
-        return self._leaving or self.waiting >= _MAX_WAITING
+        """Whether nothing more should be read: too much is unanswered, or there is a pause."""
+        return self._leaving or self.waiting >= _MAX_WAITING or self.export.paused
 
     @property
     def done(self) -> bool:
         """Whether the client is done and everything is answered."""
         return self._leaving and not self.waiting
 
+    @property
+    def idle(self) -> bool:
+        """Whether all that was asked is answered."""
+        return self._client.idle
+
+    def resume(self) -> None:
+        """Go on after a pause of the export, or begin one."""
+        if self.export.paused:
+            self._client.update()
+        else:
+            self._client.resume()
+
+    def finish(self) -> None:
+        """Take no more requests; those that were taken are answered."""
+        self._client.stop()
+
+    def disconnect(self, why: str) -> None:
+        """Drop the client."""
+        self._client.close(why)
+
+    def fenced(self, error: Fenced) -> None:
+        """Drop the client, because the VDI may be somebody else's."""
+        self._client.fenced(error)
+
     def close(self) -> None:
         """Forget everything; the client is gone."""
         self.closed = True
-        self._shared.exports.leave(self._export, self)
+        self._shared.exports.leave(self.export, self)
 
     # -- receiving ---------------------------------------------------------------------
 
@@ -143,13 +168,20 @@ class Transmission:
         self.process()
 
     def process(self) -> None:
-        """Deal with all complete requests in the buffer, as long as replies can be sent."""
+        """Deal with all complete requests in the buffer, as long as replies can be sent.
+
+        Raises:
+            Fenced: the VDI may be somebody else's.
+        """
         client, shared = self._client, self._shared
+        if self.export.paused:
+            client.update()
+            return
         replies = shared.replies
         unpack, pack_data, pack_simple = REQUEST.unpack_from, DATA_CHUNK.pack_into, SIMPLE.pack_into
         read_into, size = self._image.read_into, self._image.size
         head = DATA_CHUNK.size if self._structured else SIMPLE.size
-        structured, writable = self._structured, self._export.vdi is not None
+        structured, writable = self._structured, self.export.vdi is not None
         buffer, view, end, at = self._buffer, self._view, self._end, self._start
         data, out_view, out = replies.data, replies.view, replies.used
         reads = bytes_read = requests = missed = 0
@@ -293,7 +325,15 @@ class Transmission:
             replies.clear()
 
     def errno_of(self, error: ParallaxError) -> int:
-        """Log why a request fails, and return the protocol's number for it."""
+        """Log why a request fails, and return the protocol's number for it.
+
+        Raises:
+            Fenced: it is one, and that is no answer.
+        """
+        if isinstance(error, Fenced):
+            raise error
+        if isinstance(error, NoSpace):
+            self._shared.collecting.full()
         number = errno_of(error)
         logger.log(
             logging.ERROR if number == EIO else logging.WARNING,
@@ -308,7 +348,7 @@ class Transmission:
     def later(self, steps: Steps, needs: WouldBlock | None = None) -> None:
         """Have a request carried out as a job."""
         self.waiting += 1
-        self._shared.jobs.add(self._guarded(steps), needs)
+        self._shared.jobs.add(self._guarded(steps), needs, self.export.vdi is not None)
 
     def _guarded(self, steps: Steps) -> Steps:
         """Run a job's steps as long as the client is there; its replies go out at the end."""
@@ -317,6 +357,9 @@ class Transmission:
                 needs = next(steps)
             except StopIteration:
                 self.answered()
+                return
+            except Fenced as error:
+                self.fenced(error)
                 return
             except Exception as error:
                 self._client.failed(error)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from core.errors import NoSpace, ParallaxError
+from core.errors import Fenced, NoSpace, ParallaxError
 from core.tap.exports import MAX_DIRTY, Export
 from core.tap.jobs import Steps
 from core.tap.protocol import (
@@ -153,6 +153,8 @@ class Writes:
 
     def _durable(self, cookie: int, error: ParallaxError | None) -> None:
         """Answer a request that waited for a commit."""
-        if not self._connection.closed:
+        if isinstance(error, Fenced):
+            self._connection.fenced(error)
+        elif not self._connection.closed:
             self._replies.simple(cookie, errno_of(error) if error else 0)
             self._connection.answered()

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Final
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from core.errors import BadRequest
 from plxsh import render
-from plxsh.context import Settings, configured, default_socket, pass_settings
+from plxsh.context import Settings, configured, default_socket, hosted_socket, pass_settings
 from plxsh.groups import Group
 from plxsh.params import ADDRESS, FILE
 from plxsh.render import Column
+
+if TYPE_CHECKING:
+    from core.session import Session
+    from core.tap.collecting import Chore
 
 _LIST: Final = (
     Column("export", "Export", flexible=True),
@@ -22,6 +29,7 @@ _LIST: Final = (
     Column("requests", "Requests", "number"),
     Column("read_rate", "Read/s", "bytes"),
     Column("write_rate", "Written/s", "bytes"),
+    Column("schedule", "Snapshots"),
 )
 
 
@@ -35,6 +43,7 @@ def tap() -> None:
         "plxsh tap serve",
         "plxsh tap serve --unix nbd.sock --tcp 127.0.0.1:10809",
         "plxsh tap serve --unix nbd.sock --metrics 127.0.0.1:8441",
+        "plxsh tap serve --unix nbd.sock --gc-every 1h",
     ]
 )
 @click.option(
@@ -53,6 +62,9 @@ def tap() -> None:
     type=click.Choice(("text", "json")),
     help="Form of the log on standard error.  [default: text]",
 )
+@click.option(
+    "--gc-every", metavar="INTERVAL", help="Collect garbage that often, such as 1h.  [default: off]"
+)
 @pass_settings
 def serve(
     settings: Settings,
@@ -61,6 +73,7 @@ def serve(
     tls: str | None,
     metrics: tuple[str, int] | None,
     log: str | None,
+    gc_every: str | None,
 ) -> None:
     """Serve every VDI and snapshot of the store until SIGTERM or Ctrl-C.
 
@@ -71,9 +84,14 @@ def serve(
     Metrics are for Prometheus and its like, in OpenMetrics format; they name the exports,
     and whoever reaches that address can read them. The log says who connects and leaves, what
     is refused and what fails; -q leaves warnings and errors, -v adds details. The
-    configuration can ask for both: metrics and log in the section [tap].
+    configuration can ask for these too: metrics, log and gc_every in the section [tap].
+
+    Other commands work on the store meanwhile, beside the tap: it is their lock master, on a
+    socket in the same folder, unless --lock-master names another one. Snapshots are taken of
+    VDIs that are open, on their schedules ('plxsh snap every') too. --gc-every has a process
+    of its own collect garbage; the tap has it done as well when the store was full.
     """
-    serve_store(settings, unix, tcp, tls, metrics, log)
+    serve_store(settings, unix, tcp, tls, metrics, log, gc_every)
 
 
 def serve_store(
@@ -83,6 +101,7 @@ def serve_store(
     tls: str | None,
     metrics: tuple[str, int] | None = None,
     log: str | None = None,
+    gc_every: str | None = None,
 ) -> None:
     """Serve the store in the foreground; arguments as the command."""
     from core.tap.server import serve
@@ -90,6 +109,7 @@ def serve_store(
 
     form = log_form(log or configured(settings.config, "tap", "log"))
     metrics = metrics or _configured_address(settings, "metrics")
+    collector = _collector(settings, gc_every or configured(settings.config, "tap", "gc_every"))
     if unix is None and "LISTEN_FDS" not in os.environ:  # unless systemd listens for us
         unix = default_socket()
         if not settings.dry_run:
@@ -103,9 +123,14 @@ def serve_store(
             settings.note(f"serving {where}; Ctrl-C ends it")
 
     level = level_for(settings.quiet, settings.verbose)
-    with logging_to_stderr(form, level), settings.session() as session:
+    with logging_to_stderr(form, level), _session(settings) as (session, lock_master):
         if settings.dry_run:
-            result = {"unix": unix, "tcp": tcp, "metrics": metrics}
+            result = {
+                "unix": unix,
+                "tcp": tcp,
+                "metrics": metrics,
+                "gc_every_ns": round(collector.every * 1e9),
+            }
             render.outcome(settings, "serve", "served", where, result)
             return
         serve(
@@ -114,8 +139,46 @@ def serve_store(
             tcp=tcp,
             tls=tls,
             metrics=metrics,
+            collector=collector,
+            lock_master=lock_master,
             ready=ready,
         )
+
+
+@contextmanager
+def _session(settings: Settings) -> Iterator[tuple[Session, str]]:
+    """Give out a session to serve, and where its lock master is; empty for none but its own."""
+    if settings.dry_run or settings.lock_master:
+        with settings.session() as session:
+            yield session, settings.lock_master
+        return
+    from core.tap.hosting import hosted_session
+
+    with hosted_session(settings.store, settings.caching, hosted_socket) as (session, socket):
+        settings.warn(session.store.warnings)
+        yield session, f"unix:{socket}"
+
+
+def _collector(settings: Settings, every: str | None) -> Chore:
+    """Return the command that collects garbage, as a session of its own beside the tap.
+
+    Raises:
+        BadRequest: `every` is no interval.
+    """
+    from core.schedule import parse_interval
+    from core.tap.collecting import Chore
+
+    variables = {
+        "PARALLAX_STORE": os.path.abspath(settings.store),
+        "PARALLAX_CACHE": settings.caching,
+        "PARALLAX_OUTPUT": "plain",
+        "PARALLAX_LOCK_MASTER": settings.lock_master,
+        "PARALLAX_LOCK_KEY": settings.lock_key and os.path.abspath(settings.lock_key),
+        "PARALLAX_LOCK_TLS": settings.lock_tls and os.path.abspath(settings.lock_tls),
+    }
+    command = [sys.executable, "-m", "plxsh", "-y", "store", "gc"]
+    given = {name: value for name, value in variables.items() if value}
+    return Chore(command, given, parse_interval(every or "off") / 1e9)
 
 
 def _configured_address(settings: Settings, key: str) -> tuple[str, int] | None:
@@ -159,6 +222,7 @@ def _described(export: dict[str, Any], connection: dict[str, Any], now: float) -
     recent = connection["recent"]
     before = recent["counts"]
     seconds = max(now - recent["since"], 1e-3)
+    schedule = export.get("schedule")
     return {
         "export": export["name"],
         "vdi": export["id"],
@@ -172,4 +236,12 @@ def _described(export: dict[str, Any], connection: dict[str, Any], now: float) -
         "bytes_written": counts["bytes_written"],
         "read_rate": round((counts["bytes_read"] - before["bytes_read"]) / seconds),
         "write_rate": round((counts["bytes_written"] - before["bytes_written"]) / seconds),
+        "schedule": schedule and schedule_text(schedule["every_ns"], schedule["keep"]),
     }
+
+
+def schedule_text(every_ns: int, keep: int) -> str:
+    """Return a snapshot schedule as people write it."""
+    from core.schedule import interval_text
+
+    return f"every {interval_text(every_ns)}, keep {keep}"

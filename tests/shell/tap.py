@@ -29,6 +29,7 @@ def as_user(*words: str, environment: Mapping[str, str]) -> subprocess.Completed
 def serving(*words: str, environment: dict[str, str]) -> Iterator[str]:
     """Run a command that serves until it is told to stop; yield its folder for sockets."""
     folder = environment["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="plx")
+    environment["PARALLAX_RUN_DIR"] = os.path.join(folder, "parallax")
     try:
         with subprocess.Popen(
             [sys.executable, "-c", PROGRAM, "-v", *words],
@@ -38,8 +39,10 @@ def serving(*words: str, environment: dict[str, str]) -> Iterator[str]:
             text=True,
         ) as server:
             assert server.stderr is not None
-            first = server.stderr.readline()
-            assert first.startswith("serving "), first
+            shown = server.stderr.readline()
+            while shown and not shown.startswith("serving "):  # the log comes first
+                shown = server.stderr.readline()
+            assert shown, server.wait()
             try:
                 yield folder
             finally:

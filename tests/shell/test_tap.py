@@ -13,6 +13,7 @@ import pytest
 from shell.conftest import Plx
 from shell.tap import connect, environment, read, serving
 
+from core.tap.status import query_status
 from plxsh.context import Settings
 from plxsh.exports import open_exports
 
@@ -81,25 +82,17 @@ def test_what_is_open_is_named_to_whoever_would_change_it(
     where = ".".join(snapshot)
     variables = environment()
     with serving("tap", "serve", environment=variables) as folder:
-        monkeypatch.setattr("plxsh.exports.default_socket", lambda: path)
+        monkeypatch.setenv("PARALLAX_RUN_DIR", variables["PARALLAX_RUN_DIR"])
         path = str(Path(folder) / "parallax" / "nbd.sock")
         with closing(connect(path, "web")), closing(connect(path, "base@clean")):
             client = f"pid {os.getpid()}"
             for args in (
                 ["-y", "vdi", "delete", "web"],
                 ["vdi", "resize", "1", "1M"],
-                ["vdi", "rename", "web", "www"],
-                ["-n", "vdi", "rename", "web", "www"],
-                ["snap", "create", "web"],
-                ["-y", "snap", "rollback", "web", where],
             ):
                 line = plx.fails(4, *args)
-                assert "VDI 1 'web' is open: " in line
-                assert f" serves it to {client}" in line
-            for args in (["snap", "delete", "base@clean"], ["vdi", "delete", "base"]):
-                line = plx.fails(4, "-y", *args)
-                assert f"snapshot {where} of VDI 0 'base' is open: " in line
-            assert "is in use by" in plx.fails(4, "vdi", "create", "new")
+                assert "VDI 'web' is open on " in line
+                assert client in line
             rows = plx("-o", "json", "vdi", "list").json["vdis"]
             assert [row["clients"] for row in rows] == [[client], [client]]
             table = plx("-o", "table", "vdi", "list").lines
@@ -114,6 +107,30 @@ def test_what_is_open_is_named_to_whoever_would_change_it(
             assert open_exports(Settings(store="another.dat")) == []
         while open_exports(Settings(store=str(plx.path))):
             time.sleep(0.01)
+
+
+def test_what_can_be_done_beside_a_tap(plx: Plx, monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = environment()
+    with serving("tap", "serve", environment=variables) as folder:
+        monkeypatch.setenv("PARALLAX_RUN_DIR", variables["PARALLAX_RUN_DIR"])
+        path = str(Path(folder) / "parallax" / "nbd.sock")
+        with closing(connect(path, "web")):
+            plx("snap", "create", "web", "--label", "live")
+            assert "live" in plx("snap", "list", "web").out
+            assert plx("vdi", "create", "copy", "--from", "web@live").out
+            plx("snap", "every", "web", "1h", "--keep", "3")
+            [row] = plx("-o", "json", "tap", "list", "--unix", path).json["connections"]
+            assert row["schedule"] == "every 1h, keep 3"
+            plx("vdi", "rename", "web", "www")
+            plx("snap", "delete", "www@live", "-y")
+            told = query_status(path)["lock_master"]
+            assert told["place"] == "hosted"
+            assert told["address"].endswith(".locks")
+        assert len(plx("vdi", "list").lines) == 3
+
+
+def test_an_interval_that_is_none(plx: Plx) -> None:
+    assert "is no interval" in plx.fails(2, "tap", "serve", "--gc-every", "often")
 
 
 def test_a_tap_that_does_not_answer_is_none(plx: Plx, monkeypatch: pytest.MonkeyPatch) -> None:
