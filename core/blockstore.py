@@ -12,9 +12,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 from weakref import WeakSet
 
-from core.device import BlockDevice, Buffer, Cache, Lock
+from core.device import BlockDevice, Buffer, Cache, FileDevice, Lock
 from core.direct import open_device
-from core.errors import BadRequest, Corrupt, IoFailed, NotAStore, NotFound, ParallaxError, ReadOnly
+from core.errors import (
+    BadRequest,
+    Corrupt,
+    Fenced,
+    IoFailed,
+    NotAStore,
+    NotFound,
+    ParallaxError,
+    ReadOnly,
+)
 from core.format import (
     BLOCK,
     BLOCK_MASK,
@@ -34,7 +43,7 @@ from core.format import (
 
 if TYPE_CHECKING:
     from core.extent import Allocator
-    from core.lock_master import LockMaster
+    from core.locks import Locks
 
 Mode = Literal["read", "shared", "write"]
 """How a store is opened: beside a writer, keeping writers out, or as the writer."""
@@ -56,6 +65,11 @@ class Follower(Protocol):
 
 class NodeCache:
     """Committed nodes by their checked pointer, bounded in bytes.
+
+    A key is a block *and* the check of what is there, which is all that a read from the
+    device could verify. So a block that another session freed and used again does no harm: a
+    pointer to its new contents has another check, another key, and is read. Nobody has to
+    tell this session, and no pointer of a tree that is still in use can mean what is gone.
 
     Two generations instead of a list in order of use: a hit costs one look-up and no
     bookkeeping. When the young half is full it becomes the old half, and the old half,
@@ -111,19 +125,24 @@ class Blockstore:
     def __init__(
         self,
         device: BlockDevice,
-        locks: LockMaster | None = None,
+        locks: Locks | None = None,
     ) -> None:
         """Read the superblock of `device` and check that this version can use it.
 
         Args:
             device: an open device; it is closed when this fails.
-            locks: grants extents; needed to write.
+            locks: grants extents; needed to write. When they are leased, every write asks
+                them first.
 
         Raises:
             NotAStore: there is no store, or a newer kind of store.
             ReadOnly: it may be read but not written by this version.
             Corrupt: no valid superblock was found, or the store is truncated.
         """
+        if locks is not None and locks.leased:
+            from core.leased import LeasedDevice  # only who has a lock master pays for it
+
+            device = LeasedDevice(device, locks)
         self.device = device
         self.warnings: list[str] = []
         self.nodes = NodeCache()
@@ -138,31 +157,63 @@ class Blockstore:
             device.close()
             raise
         if device.writable and locks is not None:
-            from core.extent import Allocator  # numpy: only who writes pays for it
+            self._allocate(locks)
 
-            self._allocator = Allocator(device, self.sb, locks, self.session)
+    def _allocate(self, locks: Locks) -> None:
+        """Have an allocator that has claimed nothing yet."""
+        from core.extent import Allocator  # numpy: only who writes pays for it
+
+        self._locks = locks
+        self._allocator = Allocator(self.device, self.sb, locks, self.session)
 
     @classmethod
     def open(
         cls,
         path: str,
         mode: Mode = "read",
-        locks: LockMaster | None = None,
+        locks: Locks | None = None,
         cache: Cache = "host",
     ) -> Blockstore:
-        """Open the store in a file or device; see `Mode`, `Cache` and the constructor."""
-        try:
-            device = open_device(path, mode == "write", _LOCKS[mode], cache)
-        except NotFound as error:
-            raise NotFound(
-                f"there is no blockstore at {path}",
-                f"make one with 'plxsh store create {path}', or name another with --store",
-            ) from error
+        """Open the store in a file or device; see `Mode`, `Cache` and the constructor.
+
+        With locks that are leased others may have it open for writing as well: as guests of
+        the process that keeps the store locked, or all under a lock master elsewhere.
+        """
+        lock = _LOCKS[mode]
+        if locks is not None and locks.leased and mode != "read":
+            lock = "guest" if locks.store == read_uuid(path).hex() else "session"
+        device = _opened(path, mode == "write", lock, cache)
         if locks is None and device.writable:
             from core.lock_master import LockMaster  # only who writes pays for it
 
             locks = LockMaster()
         return cls(device, locks)
+
+    def refresh(self) -> None:
+        """Read the superblock again, in case another session has made the store larger."""
+        known = len(self.warnings)
+        sb = self._read_superblock()
+        del self.warnings[known:]  # they were there when it was opened, or the check finds them
+        if sb.sequence > self.sb.sequence and sb.uuid == self.sb.uuid:
+            if self.device.writable:
+                self.device.resize(sb.size)  # whoever wrote the superblock did so before
+            self.sb = sb
+            if self._allocator is not None:
+                self._allocator.grown(sb)
+
+    def start_over(self) -> None:
+        """Go on as another session, after all that was held was lost.
+
+        Nothing that was not committed is written any more.
+        """
+        self._queue.clear()
+        if self._allocator is not None:
+            self._allocator.close()
+        self.session = uuid.uuid4().bytes
+        if isinstance(self.failed, Fenced):
+            self.failed = None
+        self.refresh()
+        self._allocate(self._locks)
 
     def _read_superblock(self) -> Superblock:
         """Return the newest valid superblock, from block 0 or from its copy."""
@@ -290,13 +341,19 @@ class Blockstore:
         queued = self._queue.get(block)
         if queued is not None:
             return queued
-        if not self.sb.holds_payload(block):
+        if not self.holds_payload(block):
             raise Corrupt("a pointer leads outside the space for data and nodes", block)
         data = bytearray(BLOCK)
         self.device.preadv(block << BLOCK_SHIFT, [data], wait)
         if node_check(data) != entry >> 41 & CHECK_MASK:
             raise Corrupt("is not what the pointer to it promises (damaged or stale)", block)
         return data
+
+    def holds_payload(self, block: int) -> bool:
+        """Return whether data and nodes can be there, also in an extent that is new."""
+        if not self.sb.holds_payload(block):
+            self.refresh()
+        return self.sb.holds_payload(block)
 
     # -- writing -----------------------------------------------------------------------
 
@@ -313,6 +370,7 @@ class Blockstore:
 
         Raises:
             NoSpace: the file system under the store is full; all of it stays queued.
+            Fenced: this session may not write now; all of it stays queued.
             IoFailed: the system could not write.
         """
         for block, data in self.allocator.changes():
@@ -329,14 +387,38 @@ class Blockstore:
     def close(self) -> None:
         """Write what bitmaps still owe the disk and let go; a second call does nothing."""
         try:
-            if self._allocator is not None and self.failed is None and self._allocator.changed:
-                self.write_queued()
-                self.device.flush()
+            if self._allocator is not None and self.failed is None:
+                self._allocator.leave()
+                if self._allocator.changed:
+                    self.write_queued()
+                    self.device.flush()
         finally:
             if self._allocator is not None:
                 self._allocator.close()
                 self._allocator = None
             self.device.close()
+
+
+def read_uuid(path: str) -> bytes:
+    """Return the UUID of the store in a file or device, under whatever locks others have it.
+
+    Raises:
+        NotFound, NotAStore, Corrupt: there is no store, or it cannot be read.
+    """
+    store = Blockstore(_opened(path, False, "none", "host"))
+    store.close()
+    return store.sb.uuid
+
+
+def _opened(path: str, writable: bool, lock: Lock, cache: Cache) -> FileDevice:
+    """Open the file or device of a store."""
+    try:
+        return open_device(path, writable, lock, cache)
+    except NotFound as error:
+        raise NotFound(
+            f"there is no blockstore at {path}",
+            f"make one with 'plxsh store create {path}', or name another with --store",
+        ) from error
 
 
 def empty_node() -> Node:

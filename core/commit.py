@@ -9,7 +9,8 @@
 
 Step 4 first compares the sequence number and the fencing token on disk with those this
 session left there: a session that lost its VDI cannot overwrite what came after it.
-Several VDIs may share one commit. With no change of metadata, `sync` is one flush.
+Several VDIs may share one commit. A grant that was broken takes its VDI out of it, and the
+others go on. With no change of metadata, `sync` is one flush.
 
 `prepare` and `finish` belong to the thread that owns the VDIs. `sync` touches nothing
 that changes and may run on any thread while that one goes on serving requests; two
@@ -18,14 +19,15 @@ commits never overlap. `docs/format.md` argues why a crash anywhere leaves the l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from threading import Event
+from types import MappingProxyType
 
 from core.blockstore import Blockstore
 from core.errors import Fenced, IoFailed, NoSpace, ParallaxError
 from core.format import VdiRecord
-from core.lock_master import Grant
+from core.locks import Grant
 from core.registry import Registry
 
 
@@ -44,13 +46,19 @@ class Change:
 
 
 class Commit:
-    """One run of the protocol for a group of VDIs (or for data alone)."""
+    """One run of the protocol for a group of VDIs (or for data alone).
+
+    Attributes:
+        lost: VDIs, by number, whose grant was broken before their record was written: what
+            they changed is not durable and never will be.
+    """
 
     def __init__(self, store: Blockstore, changes: Sequence[Change] = ()) -> None:
         """Plan it; nothing is written yet."""
         self._store = store
         self._registry = Registry(store)
         self._changes = changes
+        self.lost: dict[int, Fenced] = {}
 
     def run(self) -> None:
         """Do all of it on this thread; raises as `prepare` and `sync` do."""
@@ -64,6 +72,7 @@ class Commit:
         Raises:
             NoSpace: the file system under the store is full. Nothing is lost: the same
                 change may be committed later.
+            Fenced: this session may not write now; the same.
             IoFailed: the system could not write; the store takes no more writes.
         """
         self._store.check_writable()
@@ -71,7 +80,7 @@ class Commit:
             return
         try:
             self._store.write_queued()
-        except NoSpace:
+        except (NoSpace, Fenced):
             raise
         except ParallaxError as error:
             self._store.fail(error)
@@ -81,7 +90,8 @@ class Commit:
         """Make the change durable.
 
         Raises:
-            Fenced: another session has committed to one of the VDIs.
+            Fenced: another session has committed to one of the VDIs, or this one may not
+                write any more; the store takes no more writes.
             IoFailed: the system could not flush or write. Whether the change is durable
                 is unknown, so the store takes no more writes.
         """
@@ -90,8 +100,9 @@ class Commit:
             if not self._changes:
                 return
             for change in self._changes:
-                self._check_fence(change)
-                self._registry.write(change.new)
+                if self._is_held(change):
+                    self._check_fence(change)
+                    self._registry.write(change.new)
             self._store.device.flush()
         except ParallaxError as error:
             self._store.fail(error)
@@ -100,30 +111,53 @@ class Commit:
             self._store.fail(IoFailed("a commit was interrupted", "open the store again"))
             raise
 
+    def _is_held(self, change: Change) -> bool:
+        """Return whether a VDI is still this session's; if not, leave it out."""
+        try:
+            change.grant.check()
+        except Fenced as error:
+            self.lost[change.new.id] = error
+            return False
+        return True
+
     def _check_fence(self, change: Change) -> None:
         """Make sure that the record on disk is the one this session knows."""
-        change.grant.check()
         current = self._registry.get(change.new.id)
         old = change.old
         if current is None or (current.sequence, current.token) != (old.sequence, old.token):
             raise Fenced(f"VDI {change.new.id} was changed by another session", "open it again")
 
     def finish(self) -> None:
-        """Free what the change superseded. Call it once, after `sync` succeeded."""
+        """Free what the change superseded. Call it once, after `sync` succeeded.
+
+        What a VDI that was lost superseded is not: its record on disk still refers to it.
+        """
         if self._changes:
             self._store.allocator.settled()
         for change in self._changes:
-            self._store.allocator.release(change.freed)
+            if change.new.id not in self.lost:
+                self._store.allocator.release(change.freed)
 
 
 class PendingCommit:
-    """A commit whose `sync` may run on another thread while this one goes on."""
+    """A commit whose `sync` may run on another thread while this one goes on.
 
-    def __init__(self, commit: Commit) -> None:
+    Args:
+        commit: prepared.
+        left_out: VDIs of the group, by number, that are not in it, and why.
+
+    Attributes:
+        left_out: the same, and after `finish` also those that were lost meanwhile.
+    """
+
+    def __init__(
+        self, commit: Commit, left_out: Mapping[int, Fenced] = MappingProxyType({})
+    ) -> None:
         """Wrap a prepared commit."""
         self._commit = commit
         self._synced = Event()
         self._finished = False
+        self.left_out = dict(left_out)
         self.error: ParallaxError | None = None
 
     def sync(self) -> None:
@@ -148,4 +182,10 @@ class PendingCommit:
             raise self.error
         if not self._finished:
             self._finished = True
+            self.left_out |= self._commit.lost
             self._commit.finish()
+
+    @property
+    def lost(self) -> Mapping[int, Fenced]:
+        """The VDIs that were lost after they were prepared: their maps have run ahead."""
+        return self._commit.lost

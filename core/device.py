@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import stat
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Literal, Protocol
 
@@ -28,7 +29,8 @@ from core.errors import (
 )
 
 Buffer = bytes | bytearray | memoryview
-Lock = Literal["none", "shared", "exclusive"]
+Lock = Literal["none", "shared", "exclusive", "host", "guest", "session"]
+"""Which locks of the kernel keep other processes of this host out; see `FileDevice`."""
 Cache = Literal["host", "none"]
 """Whose memory stands before a device: the page cache of this host, or nobody's."""
 Release = Callable[[], None]
@@ -43,6 +45,28 @@ _SCRATCH: Final = 256 << 10
 _KEEP_SIZE: Final = 1
 _PUNCH_HOLE: Final = 2
 _libc = ctypes.CDLL(None, use_errno=True)
+
+_FLOCKS: Final = {
+    "shared": fcntl.LOCK_SH,
+    "session": fcntl.LOCK_SH,
+    "exclusive": fcntl.LOCK_EX,
+    "host": fcntl.LOCK_EX,
+}
+"""The whole-file lock that goes with each kind; the host of a guest has it for both."""
+_PRESENT: Final = 1 << 62
+"""A byte behind every end: sessions with a lock master lock it, shared, to be seen."""
+_READING: Final = _PRESENT + 1
+"""The same for those who need the contents of VDIs to stand still."""
+_FAR_BYTES: Final = {"guest": _PRESENT, "session": _PRESENT, "shared": _READING}
+_REFUSES: Final = {
+    "guest": _READING,
+    "session": _READING,
+    "shared": _PRESENT,
+    "exclusive": _PRESENT,
+}
+"""Whose presence each kind cannot bear."""
+_RANGE: Final = struct.Struct("@hhqqi4x")
+"""`struct flock`: type, whence, start, length, process."""
 
 
 class BlockDevice(Protocol):
@@ -133,16 +157,38 @@ def is_storage(mode: int) -> bool:
 class FileDevice:
     """A regular file or a block device, read and written through the page cache.
 
+    The kinds of `lock`, all taken without waiting:
+
+    | kind | whole file | far byte | for |
+    | --- | --- | --- | --- |
+    | `none` | | | reading beside a writer |
+    | `shared` | shared | reading | reading what stands still |
+    | `exclusive` | exclusive | | the only writer |
+    | `host` | exclusive | | the writer whose process has the lock master for its guests |
+    | `guest` | | present | a writer beside that host |
+    | `session` | shared | present | a writer beside others, under a lock master elsewhere |
+
+    `shared` and `exclusive` refuse as long as anyone is present, even if the host is gone:
+    a guest may write until its lease ends. Those who are present refuse readers. Each takes
+    its own lock before it looks for the others, so two that come at once may both be
+    refused, but both are never admitted.
+
     Args:
         path: the file or device.
         writable: open it for writing.
-        lock: take a whole-file lock that other processes respect, without waiting.
+        lock: what keeps other processes out, without waiting.
 
     Raises:
         NotFound: there is no such file.
         ReadOnly: it cannot be opened that way.
         InUse: another process holds a conflicting lock; the message names it.
+
+    Attributes:
+        guard: called right before each system call that changes the file; raises if it may
+            not be made. A write of many pieces asks before each of them.
     """
+
+    guard: Callable[[], None] | None = None
 
     def __init__(self, path: str, writable: bool = False, lock: Lock = "none") -> None:
         """Open the file and take the lock."""
@@ -171,14 +217,46 @@ class FileDevice:
         return os.open(path, flags)
 
     def _lock(self, lock: Lock) -> None:
-        kind = fcntl.LOCK_EX if lock == "exclusive" else fcntl.LOCK_SH
+        """Take the locks of a kind; those that were taken go when the file is closed."""
+        if lock in _FLOCKS:
+            try:
+                fcntl.flock(self._fd, _FLOCKS[lock] | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                who = lock_holder(self.name) or "another process"
+                raise InUse(
+                    f"{self.name} is in use by {who}", "stop it, or wait until it is done"
+                ) from error
+        if lock in _FAR_BYTES:
+            self._fcntl(fcntl.F_OFD_SETLK, fcntl.F_RDLCK, _FAR_BYTES[lock])
+        if lock in _REFUSES and self._is_locked(_REFUSES[lock]):
+            if _REFUSES[lock] == _READING:
+                who = "a process that needs its contents to stand still"
+            else:
+                who = "a session of a lock master"
+            raise InUse(f"{self.name} is in use by {who}", "wait until it is done")
+
+    def is_alone(self) -> bool:
+        """Return whether no other process that has a lock master is using the file.
+
+        With the exclusive lock held it stays so: who comes now needs this process.
+        """
+        return not self._is_locked(_PRESENT)
+
+    def _is_locked(self, byte: int) -> bool:
+        """Return whether another open file has a lock on a byte."""
+        return self._fcntl(fcntl.F_OFD_GETLK, fcntl.F_WRLCK, byte) != fcntl.F_UNLCK
+
+    def _fcntl(self, command: int, kind: int, byte: int) -> int:
+        """Lock one byte or ask about it; return the kind of lock that is there.
+
+        The locks belong to the open file, not to the process: other files that it opens and
+        closes leave them alone.
+        """
         try:
-            fcntl.flock(self._fd, kind | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            who = lock_holder(self.name) or "another process"
-            raise InUse(
-                f"{self.name} is in use by {who}", "stop it, or wait until it is done"
-            ) from error
+            answer = fcntl.fcntl(self._fd, command, _RANGE.pack(kind, os.SEEK_SET, byte, 1, 0))
+        except OSError as error:
+            raise io_error(error, f"cannot lock {self.name}") from error
+        return int(_RANGE.unpack(answer)[0])
 
     def pread(self, offset: int, length: int) -> bytes:
         """Read exactly `length` bytes at byte `offset`."""
@@ -242,6 +320,8 @@ class FileDevice:
     def _write_piece(self, offset: int, buffers: Sequence[Buffer]) -> None:
         wanted = sum(map(len, buffers))
         while wanted:
+            if self.guard is not None:
+                self.guard()
             try:
                 done = os.pwritev(self._fd, buffers[:_IOV_MAX], offset)
             except OSError as error:
@@ -260,6 +340,8 @@ class FileDevice:
             NotSupported: the file system or the device has no holes.
         """
         punch = _PUNCH_HOLE | _KEEP_SIZE
+        if self.guard is not None:
+            self.guard()
         if _libc.fallocate(self._fd, punch, ctypes.c_int64(offset), ctypes.c_int64(length)):
             error = OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
             if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
@@ -282,6 +364,7 @@ class FileDevice:
 
     def resize(self, size: int) -> None:
         """Make a file `size` bytes long (sparse); refuse a device that is too small."""
+        self.size = os.lseek(self._fd, 0, os.SEEK_END)  # another session may have grown it
         if size <= self.size:
             return
         try:
@@ -290,6 +373,8 @@ class FileDevice:
                     f"{self.name} has {self.size} bytes, the store needs {size}",
                     "take fewer or smaller extents",
                 )
+            if self.guard is not None:
+                self.guard()
             os.truncate(self._fd, size)
         except OSError as error:
             raise io_error(error, f"cannot make {self.name} {size} bytes long") from error

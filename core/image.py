@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from core.blockstore import Blockstore
@@ -29,7 +29,12 @@ class Image:
         root: root entry of its tree.
         height: levels of its tree.
         size: bytes.
+
+    Attributes:
+        attend: called now and then by whoever reads all of it, which may take hours.
     """
+
+    attend: Callable[[], None] = staticmethod(lambda: None)
 
     def __init__(self, store: Blockstore, root: int, height: int, size: int) -> None:
         """Read nothing yet."""

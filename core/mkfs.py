@@ -149,18 +149,33 @@ def grow(path: str, extents: int, cache: Cache = "host") -> Superblock:
     """
     store = Blockstore.open(path, "write", cache=cache)
     try:
-        old = store.sb
-        if extents <= old.extents:
-            raise BadRequest(
-                f"{path} has {old.extents} extents already", "a store grows, it cannot shrink"
-            )
-        check_geometry(old.extent_blocks << BLOCK_SHIFT, extents)
-        new = old.grown(extents)
-        store.device.resize(new.size)
-        for extent in range(old.extents, extents):
-            writes = pristine(new, extent)
-            store.device.pwritev(writes[0][0] << BLOCK_SHIFT, [data for _, data in writes])
-        write_superblock(store.device, new)
-        return new
+        return extend(store, extents)
     finally:
         store.close()
+
+
+def extend(store: Blockstore, extents: int) -> Superblock:
+    """Give an open store more extents; the superblock, which says so, comes last.
+
+    Others may go on writing meanwhile, as nobody but the one who grows the store writes
+    behind its end. Two sessions must not do it at once.
+
+    Raises:
+        BadRequest, NoSpace: as `grow`.
+        IoFailed, Fenced: it could not be written; the store is as before.
+    """
+    old = store.sb
+    if extents <= old.extents:
+        raise BadRequest(
+            f"{store.device.name} has {old.extents} extents already",
+            "a store grows, it cannot shrink",
+        )
+    check_geometry(old.extent_blocks << BLOCK_SHIFT, extents)
+    new = old.grown(extents)
+    store.check_writable()
+    store.device.resize(new.size)
+    for extent in range(old.extents, extents):
+        writes = pristine(new, extent)
+        store.device.pwritev(writes[0][0] << BLOCK_SHIFT, [data for _, data in writes])
+    write_superblock(store.device, new)
+    return new

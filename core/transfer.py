@@ -109,6 +109,7 @@ def _fill(
     done = uncommitted = 0
     progress(0, image.size)
     for offset, length, data in image.pieces():
+        session.attend()
         marks[vdi.record.sequence + 1] = offset  # a full store may commit to make room
         done = offset + length
         if done > vdi.size:
@@ -219,6 +220,7 @@ def validate(
         with opened(source, image_format, store, converting=converting) as image:
             progress(0, image.size)
             for offset, length, data in image.pieces():
+                contents.attend()
                 common = max(0, min(length, contents.size - offset))
                 at = _first_difference(contents, offset, common, data, ours)
                 if at is not None:
@@ -469,3 +471,4 @@ def _pieces(contents: Image, progress: Progress) -> Iterator[Piece]:
                 contents.read_into(offset, buffer[:length])
             yield Piece(offset, length, buffer[:length] if data else None)
             progress(offset + length, contents.size)
+            contents.attend()

@@ -355,9 +355,10 @@ def _points(store: Blockstore, record: VdiRecord, marks: _Marks) -> tuple[tuple[
         trouble = f"snapshot log: {error.message}"
     snapshots.reverse()
     lost = marks.forks.difference(where for where, _ in snapshots)
-    if lost and not trouble:
+    dropped = bool(record.log_retired)  # by its schedule: the log has no line of them any more
+    if lost and not trouble and not dropped:
         trouble = "clones name snapshots that its log does not have"
-    points = [Point(where, "damaged") for where in sorted(lost)]
+    points = [Point(where, "deleted" if dropped else "damaged") for where in sorted(lost)]
     wanted = marks.forks.union(export.snapshot for export in marks.exports if export.snapshot)
     before = -1
     for i, (where, line) in enumerate(snapshots):

@@ -9,7 +9,7 @@ A `Vdi` belongs to one thread. Only `Commit.sync` may run beside it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Final
@@ -18,7 +18,7 @@ from core.batch import WriteBatch
 from core.blockstore import Blockstore
 from core.commit import Change, Commit
 from core.device import Buffer
-from core.errors import BadRequest, NoSpace, ParallaxError
+from core.errors import BadRequest, Fenced, NoSpace, NotFound, ParallaxError
 from core.format import (
     BLOCK,
     BLOCK_SHIFT,
@@ -32,13 +32,17 @@ from core.format import (
     height_for,
 )
 from core.image import Image
-from core.lock_master import Grant
+from core.locks import Grant
 from core.radix import RadixMap
 from core.registry import check_label
-from core.snaplog import Snapshot, SnapshotId, append, last_id
+from core.schedule import Retention, check_schedule
+from core.snaplog import Snapshot, SnapshotId, append, last_id, last_line, snapshots
 
 if TYPE_CHECKING:
     from core.extent import Run as AllocatedRun
+
+NOBODY: Final = bytes(16)
+"""Stands in a record for the session when no session can still be writing to the VDI."""
 
 _OFFSET: Final = BLOCK - 1
 _ZEROS: Final = 1 << 20
@@ -52,6 +56,8 @@ class Vdi(Image):
         record: its record as it is on disk.
         grant: the right to write it.
         make_room: called when the store is full; says whether trying again makes sense.
+        announce: called before anything is changed, where others must be able to see on disk
+            that this session may be writing in place into blocks of the last commit.
     """
 
     def __init__(
@@ -60,6 +66,7 @@ class Vdi(Image):
         record: VdiRecord,
         grant: Grant,
         make_room: Callable[[], bool] = lambda: False,
+        announce: Callable[[Vdi], None] | None = None,
     ) -> None:
         """Take over the state of the last commit."""
         super().__init__(store, record.root, record.height, record.size)
@@ -67,9 +74,13 @@ class Vdi(Image):
         self.record = record
         self._grant = grant
         self._make_room = make_room
+        self._announce = announce if record.root & WRITABLE else None
+        self._lost: Fenced | None = None
         self._edits: VdiRecord | None = None
         self._fresh: list[AllocatedRun] = []
         self._written = False
+        self._retention: Retention | None = None
+        self._newest: tuple[int, int] | None = None
 
     @property
     def id(self) -> int:
@@ -92,7 +103,53 @@ class Vdi(Image):
         """Whether anything was written since the last commit began."""
         return self._written or self.changed
 
+    @property
+    def latest(self) -> VdiRecord:
+        """Its record, with changes of single fields that are not committed yet."""
+        return self._edits or self.record
+
+    def check(self) -> None:
+        """Make sure that it is still this session's.
+
+        Raises:
+            Fenced: its grant was broken or lost, or the lease has lapsed.
+        """
+        if self._lost is not None:
+            raise self._lost
+        self._grant.check()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it is this session's no more, for good or until a lease is renewed."""
+        try:
+            self.check()
+        except Fenced:
+            return True
+        return False
+
+    def lose(self, error: Fenced) -> None:
+        """Write no more: a commit of it did not happen, so the map has run ahead."""
+        self._lost = error
+
     # -- writing -----------------------------------------------------------------------
+
+    def _begin_writing(self) -> None:
+        """Make sure that it may be written now; called once for each batch of requests.
+
+        Raises:
+            Fenced: it was lost, or the lease has lapsed.
+            IoFailed: the store takes no more writes after an earlier failure.
+        """
+        self.store.check_writable()
+        self.check()
+        if self._announce is not None:
+            announce, self._announce = self._announce, None
+            try:
+                announce(self)
+            except BaseException:
+                self._announce = announce
+                raise
+        self._written = True
 
     def write(self, offset: int, data: Buffer) -> None:
         """Write `data` at byte `offset`; see `write_many` for the errors."""
@@ -112,6 +169,7 @@ class Vdi(Image):
             is full. `BadRequest`: it is not within the VDI.
 
         Raises:
+            Fenced: the VDI was lost, or the lease of the session has lapsed.
             IoFailed: the store takes no more writes after an earlier failure.
         """
         return self._write_all(requests, keep_zeros=False)
@@ -131,8 +189,7 @@ class Vdi(Image):
     def _write_once(
         self, requests: Sequence[tuple[int, memoryview]], keep_zeros: bool
     ) -> list[ParallaxError | None]:
-        self.store.check_writable()
-        self._written = True
+        self._begin_writing()
         batch = WriteBatch(self, self.take, keep_zeros)
         errors: list[ParallaxError | None] = [None] * len(requests)
         for number, (offset, data) in enumerate(requests):
@@ -154,8 +211,7 @@ class Vdi(Image):
             IoFailed, Corrupt: as `read_into`.
         """
         self.check_range(offset, length)
-        self.store.check_writable()
-        self._written = True
+        self._begin_writing()
         end = offset + length
         first = blocks_for(offset)
         last = blocks_for(end) if end == self.size else end >> BLOCK_SHIFT
@@ -180,8 +236,7 @@ class Vdi(Image):
             BadRequest, NoSpace, IoFailed, Corrupt: as `trim`.
         """
         self.check_range(offset, length)
-        self.store.check_writable()
-        self._written = True
+        self._begin_writing()
         zeros = memoryview(bytes(_ZEROS))
         while length:
             part = min(length, _ZEROS - offset % _ZEROS)
@@ -215,8 +270,12 @@ class Vdi(Image):
 
     # -- snapshots ---------------------------------------------------------------------
 
-    def snapshot(self, label: str = "") -> SnapshotId:
+    def snapshot(self, label: str = "", scheduled: bool = False) -> SnapshotId:
         """Keep the contents as they are now; durable with the next commit.
+
+        Args:
+            label: a name for it.
+            scheduled: its schedule takes it, so it goes when it is too old.
 
         Raises:
             BadRequest: the label is not possible.
@@ -225,6 +284,7 @@ class Vdi(Image):
         if label:
             check_label(label)
         self.store.check_writable()
+        self.check()
         self.map.freeze()
         entry = LogRecord(
             KIND_SNAPSHOT,
@@ -235,25 +295,99 @@ class Vdi(Image):
             self.map.mapped,
             self.map.own,
             label,
+            scheduled,
         )
-        record = append(self.store, self._edits or self.record, entry)
+        record = append(self.store, self.latest, entry)
         self.map.disown()
+        self._announce = None  # no block of the last commit is written in place any more
         self._edits = replace(record, snapshots=record.snapshots + 1)
+        self._newest = (entry.root, entry.size)
+        if scheduled and self._retention is not None:
+            self._retention.add(last_line(self._edits))
         return last_id(self._edits)
 
     def delete_snapshot(self, snapshot: Snapshot) -> None:
         """Drop a snapshot of this VDI from its log, at the next commit.
 
         Raises:
+            NotFound: its schedule has dropped it meanwhile.
             NoSpace: the store has not one block left.
         """
+        record = self.latest
+        if snapshot.scheduled and snapshot.line < record.log_retired:
+            raise NotFound(f"snapshot {snapshot.id} was deleted", "list the snapshots again")
         entry = LogRecord(KIND_TOMBSTONE, time.time_ns(), snapshot.id.block, snapshot.id.offset)
-        record = append(self.store, self._edits or self.record, entry)
+        record = append(self.store, record, entry)
         self._edits = replace(record, snapshots=record.snapshots - 1)
+        self._newest = None
+        if snapshot.scheduled and self._retention is not None:
+            self._retention.remove(snapshot.line)
+
+    # -- schedule ----------------------------------------------------------------------
+
+    @property
+    def schedule(self) -> tuple[int, int]:
+        """Its schedule: nanoseconds between snapshots, and how many are kept; 0 is none."""
+        record = self.latest
+        return record.schedule_ns, record.schedule_keep
+
+    def set_schedule(self, every_ns: int, keep: int) -> None:
+        """Have snapshots taken each `every_ns`, from the next commit on; 0 ends that.
+
+        The store must say that it uses schedules (`core.features`). Snapshots there are stay
+        until the schedule has more than `keep`, or for good when it ends.
+
+        Raises:
+            BadRequest: there can be no such schedule.
+        """
+        check_schedule(every_ns, keep)
+        self.amend(schedule_ns=every_ns, schedule_keep=keep)
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether the contents are others than those of the newest snapshot.
+
+        A tree that has not changed has the same root: only what a snapshot holds keeps its
+        block, whatever is written after it goes to new ones.
+
+        Raises:
+            Corrupt: a page of the log is damaged.
+        """
+        if self.map.dirty:
+            return True
+        if self._newest is None:
+            newest = next(snapshots(self.store, self.latest), None)
+            self._newest = (newest.root, newest.size) if newest else (0, self.size)
+        return (self.map.root, self.size) != self._newest
+
+    def drop_scheduled(self) -> int:
+        """Drop the oldest scheduled snapshots that the schedule does not keep.
+
+        It costs the same however many snapshots there are, and no line of the log: the
+        record says up to which line they are gone. Durable with the next commit.
+
+        Returns:
+            How many were dropped.
+
+        Raises:
+            Corrupt: a page of the log is damaged; nothing is dropped.
+        """
+        record = self.latest
+        if not record.schedule_ns:
+            return 0
+        if self._retention is None:
+            found = snapshots(self.store, record)
+            self._retention = Retention(snap.line for snap in found if snap.scheduled)
+        dropped, before = self._retention.retire(record.schedule_keep)
+        if dropped:
+            self._edits = replace(record, log_retired=before, snapshots=record.snapshots - dropped)
+        return dropped
 
     def rollback(self, snapshot: Snapshot) -> None:
         """Make the contents those of a snapshot of this VDI, at the next commit."""
         self.store.check_writable()
+        self.check()
+        self._announce = None  # as after a snapshot
         self._written = True
         self.map.clear()
         self.map.replace(snapshot.root, snapshot.height, snapshot.mapped)
@@ -262,10 +396,14 @@ class Vdi(Image):
 
     # -- committing --------------------------------------------------------------------
 
-    def change(self) -> Change | None:
+    def change(self, last: bool = False) -> Change | None:
         """Return what a commit has to write for this VDI, None when that is nothing.
 
         When its commit could not be prepared, `not_committed` takes it back.
+
+        Args:
+            last: nothing is written in place after this commit, and the record says so. Whoever
+                opens the VDI then may trust that no write of this session is on its way.
         """
         self._written = False
         if not self.changed:
@@ -283,7 +421,7 @@ class Vdi(Image):
             mapped=self.map.mapped,
             own=self.map.own,
             token=self._grant.token,
-            session=self.store.session,
+            session=NOBODY if last else self.store.session,
             modified_ns=time.time_ns(),
         )
         return Change(old, self.record, self._grant, freed)
@@ -315,19 +453,25 @@ class Vdi(Image):
         self._grant.release()
 
 
-def prepare_commit(store: Blockstore, vdis: Iterable[Vdi]) -> Commit:
+def prepare_commit(store: Blockstore, vdis: Iterable[Vdi], last: Collection[Vdi] = ()) -> Commit:
     """Begin one commit for several VDIs: `sync` and `finish` are left to do.
+
+    Args:
+        store: where they are.
+        vdis: what to commit.
+        last: those of them that are closed right after it.
 
     Raises:
         NoSpace: the file system under the store is full; nothing is lost, try again.
+        Fenced: this session may not write now; the same.
         IoFailed: see `Commit.prepare`.
     """
     store.check_writable()
-    pairs = [(vdi, change) for vdi in vdis if (change := vdi.change())]
+    pairs = [(vdi, change) for vdi in vdis if (change := vdi.change(vdi in last))]
     commit = Commit(store, [change for _, change in pairs])
     try:
         commit.prepare()
-    except NoSpace:
+    except (NoSpace, Fenced):
         for vdi, change in pairs:
             vdi.not_committed(change)
         raise

@@ -36,6 +36,7 @@ from core.format import (
 from core.image import Image
 from core.lock_master import LockMaster
 from core.mkfs import format_device
+from core.schedule import MIN_INTERVAL_NS
 from core.session import Session
 from core.snaplog import Snapshot, SnapshotId
 from core.vdi import Vdi
@@ -331,6 +332,33 @@ class Bench:
 
         self._attempt(vdi, change, do, commits)
 
+    def ticks(self, number: int, keep: int, count: int = 1) -> None:
+        """Have a schedule take snapshots and keep some; durable only with the next flush."""
+        vdi = self.vdi(number)
+        if vdi is None:
+            return
+        handle = self.handle(vdi)
+        handle.set_schedule(MIN_INTERVAL_NS, keep)
+        for _ in range(count):
+            self._tick(vdi, handle, keep)
+
+    def _tick(self, vdi: VdiModel, handle: Vdi, keep: int) -> None:
+        label = self._name()
+        self.lossy = True
+
+        def change() -> None:
+            vdi.moment += 1
+            snap = SnapshotModel(None, label, vdi.size, dict(vdi.disk), scheduled=True)
+            vdi.snapshots = (*vdi.snapshots, snap)
+
+        def do() -> None:
+            where = handle.snapshot(label, scheduled=True)
+            vdi.snapshots = (*vdi.snapshots[:-1], replace(vdi.snapshots[-1], id=tuple(where)))
+            handle.drop_scheduled()
+            vdi.retain(keep)
+
+        self._attempt(vdi, change, do, False)
+
     def _durable_snapshot(self, number: int) -> tuple[VdiModel, SnapshotModel] | None:
         """The snapshot that a number means, committed if need be."""
         snapshots = self.snapshots()
@@ -549,7 +577,7 @@ class Bench:
         for snap in version.snapshots:
             assert snap.id is not None
             engine = found[SnapshotId(*snap.id)]
-            assert engine.label == snap.label
+            assert (engine.label, engine.scheduled) == (snap.label, snap.scheduled)
             self.compare(self.session.image(engine), snap.size, snap.disk, snap.label)
 
     def compare(self, image: Image, size: int, disk: Any, name: str) -> None:

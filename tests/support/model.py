@@ -65,6 +65,7 @@ class SnapshotModel:
     label: str
     size: int
     disk: Mapping[int, bytes]
+    scheduled: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,12 @@ class VdiModel:
     def resize(self, size: int) -> None:
         self._note(zero_disk(self.disk, size, self.size))
         self.size = size
+
+    def retain(self, keep: int) -> None:
+        """Drop the oldest scheduled snapshots beyond `keep`."""
+        scheduled = [snap for snap in self.snapshots if snap.scheduled]
+        gone = scheduled[: max(0, len(scheduled) - keep)]
+        self.snapshots = tuple(s for s in self.snapshots if not any(s is g for g in gone))
 
     def rollback(self, snapshot: SnapshotModel) -> None:
         self.moment += 1

@@ -20,6 +20,7 @@ from core.format import (
     FREE,
     KIND_SNAPSHOT,
     KIND_TOMBSTONE,
+    LOG_RECORDS,
     WRITABLE,
     ZERO_BLOCK,
     BitmapBlock,
@@ -192,9 +193,14 @@ class Reader:
         """Return the full pages of a snapshot log, newest first, and all its blocks."""
         pages: list[tuple[int, LogBlock]] = []
         blocks = {record.log_block} - {0}
-        pointer, number = record.log_previous, record.log_number
-        while pointer:
-            number -= 1
+        newer: VdiRecord | LogBlock = record
+        previous, end = record.log_previous, record.log_number
+        while end:
+            kept, kept_number = _kept(newer, previous, end)
+            if end * LOG_RECORDS <= record.log_retired:
+                pointer, number = kept, kept_number
+            else:
+                pointer, number = previous, end - 1
             block = pointer >> 1 & BLOCK_MASK
             raw = get(block)
             if layout.node_check(raw) != pointer >> layout.CHECK_SHIFT:
@@ -206,9 +212,9 @@ class Reader:
                 raise Violation(f"block {block} is not page {number} of the log of {record.id}")
             blocks.add(block)
             pages.append((block, page))
-            pointer = page.previous
-        if number:
-            raise Violation(f"the log of VDI {record.id} lacks {number} pages")
+            newer, previous, end = page, page.previous, number
+        if previous:
+            raise Violation(f"the log of VDI {record.id} has pages before its first")
         return pages, blocks
 
     # -- the whole ---------------------------------------------------------------------
@@ -218,11 +224,12 @@ class Reader:
         pages, log = self._log(get, record)
         lines = [
             ((block, offset), line)
-            for block, page in (
-                *((block, page.page) for block, page in reversed(pages)),
-                (record.log_block, record.page),
+            for block, number, page in (
+                *((block, page.number, page.page) for block, page in reversed(pages)),
+                (record.log_block, record.log_number, record.page),
             )
             for offset, line in enumerate(page)
+            if not line.scheduled or number * LOG_RECORDS + offset >= record.log_retired
         ]
         gone = {(line.root, line.size) for _, line in lines if line.kind == KIND_TOMBSTONE}
         snapshots = tuple(
@@ -299,3 +306,12 @@ class Reader:
             return self.tree(get, record.root, record.height).owned_data
         except Violation:
             return frozenset()
+
+
+def _kept(newer: VdiRecord | LogBlock, previous: int, end: int) -> tuple[int, int]:
+    """The page before that no retention drops: pointer and number, as the one after it says."""
+    if isinstance(newer, LogBlock):
+        pointer, number = newer.kept, newer.kept_number
+    else:
+        pointer, number = newer.log_kept, newer.log_kept_number
+    return (pointer, number) if pointer else (previous, end - 1)

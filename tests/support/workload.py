@@ -77,6 +77,22 @@ def long_log() -> World:
     )
 
 
+def kept_by_schedule() -> World:
+    """A VDI with a long history of which a schedule kept little, and a snapshot in its midst."""
+    return _world(
+        ("create", 64 * K),
+        ("ticks", A, 3, 20),
+        ("write", A, 0, 12 * K, 1),
+        ("snapshot", A),
+        ("ticks", A, 3, 3 * LOG_RECORDS),
+        ("write", A, 4 * K, 8 * K, 2),
+        ("snapshot", A),
+        ("flush", A),
+        ("clone", 0),
+        ("ticks", A, 3, 2 * LOG_RECORDS - 2),
+    )
+
+
 def nearly_full() -> World:
     """Two large VDIs and a snapshot that leave little room, and a deleted VDI."""
     return _world(
@@ -115,6 +131,25 @@ LOG_OPERATIONS: tuple[Op, ...] = (
 """What may matter to a snapshot log that is about to fill its page."""
 
 
+SCHEDULE_OPERATIONS: tuple[Op, ...] = (
+    ("ticks", A, 3),
+    ("ticks", A, 1, 5),
+    ("ticks", A, 2, 2 * LOG_RECORDS),
+    ("snapshot", A),
+    ("delete_snapshot", 0),
+    ("delete_snapshot", 3),
+    ("clone", 2),
+    ("rollback", 2),
+    ("write", A, 0, 8 * K, 21),
+    ("flush", A),
+    ("begin", A),
+    ("collect",),
+    ("without_room", 1, "flush", A),
+    ("reopen",),
+)
+"""What may matter to a snapshot log that a schedule fills."""
+
+
 def random_operation(rng: random.Random, scale: int = 1) -> Op:
     """One operation with numbers of its own; how often which, is a matter of taste.
 
@@ -140,6 +175,8 @@ def random_operation(rng: random.Random, scale: int = 1) -> Op:
         return kind, rng.randrange(8)
     if kind in ("flush", "begin"):
         return kind, *rng.sample(range(4), rng.randrange(1, 4))
+    if kind == "ticks":
+        return kind, vdi, rng.randrange(1, 5), rng.choice([1, 1, 2, 5, 30])
     if kind in ("flush_all", "reopen", "sync", "settle", "collect"):
         return (kind,)
     if kind == "without_room":
@@ -165,6 +202,7 @@ _WEIGHTS = (
     ("clone", 3),
     ("snapshot", 4),
     ("snapshot_now", 3),
+    ("ticks", 3),
     ("delete_snapshot", 2),
     ("rollback", 2),
     ("delete", 3),

@@ -330,7 +330,7 @@ def test_a_truncated_store(path: str, size: int) -> None:
 
 
 def test_a_failed_opening_lets_go_of_the_lock(path: str) -> None:
-    change_superblock(path, incompat=1)
+    change_superblock(path, incompat=2)
     for _ in range(2):
         with pytest.raises(NotAStore):
             Blockstore.open(path, "write")
