@@ -231,8 +231,10 @@ def vdi_tree(ctx: click.Context, file: str | None) -> None:
 @click.argument("vdi", type=VDI)
 @pass_settings
 def vdi_snap(settings: Settings, vdi: str) -> None:
-    """Take a snapshot of a VDI and print its id (BLOCK OFFSET)."""
-    _snapshot(settings, vdi)
+    """Take a snapshot of a VDI, open or not, and print its id (BLOCK OFFSET)."""
+    with settings.session() as session:
+        where = session.snapshot(session.registry.find(vdi))
+    click.echo(f"{where.block} {where.offset}")
 
 
 @click.command("vdi_snap_offline", cls=Tool, effect="changes", examples=["vdi_snap_offline 0"])
@@ -240,13 +242,11 @@ def vdi_snap(settings: Settings, vdi: str) -> None:
 @pass_settings
 def vdi_snap_offline(settings: Settings, vdi: str) -> None:
     """Take a snapshot of a VDI that nobody has open, and print its id (BLOCK OFFSET)."""
-    _snapshot(settings, vdi)
-
-
-def _snapshot(settings: Settings, vdi: str) -> None:
-    """Take a snapshot; an open store is refused, and with it an open VDI."""
-    with settings.session() as session:
-        where = session.snapshot(session.registry.find(vdi))
+    with (
+        settings.session() as session,
+        session.opened(session.registry.find(vdi)) as opened,
+    ):
+        where = opened.snapshot("")
     click.echo(f"{where.block} {where.offset}")
 
 
@@ -276,6 +276,21 @@ def parallaxd(settings: Settings) -> None:
     serve_store(settings, None, None, None)
 
 
+@click.command("plxlockmaster", cls=Tool, examples=["plxlockmaster"])
+@pass_settings
+def plxlockmaster(settings: Settings) -> None:
+    """Grant locks to the sessions of several hosts until SIGTERM or Ctrl-C.
+
+    It is 'plxsh lock master' on 127.0.0.1:8440, or where the configuration says. One host
+    needs none. Its state is /var/lib/parallax/lock_master.epoch for root, and
+    $XDG_STATE_HOME/parallax/lock_master.epoch for others (~/.local/state without it).
+    """
+    from plxsh.commands.master import run_master
+
+    settings.look()  # on a terminal it says where it listens
+    run_master(settings)
+
+
 TOOLS: Final = {
     str(tool.name): tool
     for tool in (
@@ -290,6 +305,7 @@ TOOLS: Final = {
         vdi_snap_offline,
         vdi_snap_delete,
         parallaxd,
+        plxlockmaster,
     )
 }
 """Every original tool by its name."""

@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "snap": "plxsh.commands.snap:snap",
     "tree": "plxsh.commands.tree:tree",
     "tap": "plxsh.commands.tap:tap",
+    "lock": "plxsh.commands.lock:lock",
     "disk": "plxsh.commands.disk:disk",
     "use": "plxsh.commands.shell:use",
     "watch": "plxsh.commands.watch:watch",

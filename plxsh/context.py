@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
@@ -20,6 +21,7 @@ from core.errors import BadRequest, Interrupted, NotFound
 if TYPE_CHECKING:
     from core.blockstore import Blockstore, Mode
     from core.device import Cache
+    from core.lock_connection import LockConnection
     from core.session import Session
     from plxsh.interpreter import Interpreter
     from plxsh.names import Names
@@ -39,6 +41,10 @@ class Settings:
     Args:
         store: path of the blockstore.
         cache: whose memory stands before it; None before the configuration is read.
+        lock_master: where the lock master is, HOST:PORT or unix:PATH; empty for none but that
+            of this host.
+        lock_key: file with the key it wants, empty for none.
+        lock_tls: folder with the certificates to show it, empty for none.
         output: form of the result; `form` is what was asked for, None for what fits.
         dry_run: change nothing.
         yes: do not ask.
@@ -54,6 +60,9 @@ class Settings:
 
     store: str = ""
     cache: Cache | None = None
+    lock_master: str = ""
+    lock_key: str = ""
+    lock_tls: str = ""
     form: Output | None = None
     output: Output = "plain"
     dry_run: bool = False
@@ -87,6 +96,13 @@ class Settings:
         self.config = load_config(path)
         self.store = self.store or configured(self.config, "blockstore", "data") or DEFAULT_STORE
         self.cache = self.cache or cache_mode(configured(self.config, "blockstore", "cache"))
+        for name, heard, key in (
+            ("lock_master", os.environ.get("PARALLAX_LOCK_MASTER"), "address"),
+            ("lock_key", os.environ.get("PARALLAX_LOCK_KEY"), "key"),
+            ("lock_tls", os.environ.get("PARALLAX_LOCK_TLS"), "tls"),
+        ):
+            chosen = getattr(self, name) or heard or configured(self.config, "lock_master", key)
+            setattr(self, name, chosen or "")
         form = configured(self.config, "shell", "output")
         if self.form is None and form is not None:
             self.form = output_form(form)
@@ -149,20 +165,49 @@ class Settings:
         self.warn(store.warnings)
         return store
 
+    def store_uuid(self) -> str:
+        """Return the UUID of the store, in hexadecimal; raises as `Blockstore.open`."""
+        from core.blockstore import Blockstore
+
+        with closing(Blockstore.open(self.store, cache=self.caching)) as store:
+            return store.sb.uuid.hex()
+
+    def connect(self, purpose: str = "") -> LockConnection:
+        """Begin a session with the lock master that is configured.
+
+        Args:
+            purpose: what this process does, for people; by default the command.
+
+        Raises:
+            InUse, IoFailed: the lock master refuses, or cannot be reached.
+            Others: as `Blockstore.open`.
+        """
+        from plxsh.locking import connect
+
+        return connect(self, self.lock_master, purpose)
+
     def session(self, mode: Mode = "write") -> Session:
         """Open a session; with --dry-run nothing that it writes reaches the store.
 
+        Who changes something takes its locks from the lock master that is configured, else
+        from the tap that serves the store on this host, else has the store alone.
+
         Raises:
             NotFound, NotAStore, ReadOnly, InUse, Corrupt: as `Blockstore.open`.
+            InUse, IoFailed: the lock master refuses, or cannot be reached.
         """
-        if self.dry_run and mode == "write":
-            from plxsh.dry_run import dry_session
-
-            session = dry_session(self.store, self.caching)
-        else:
+        if mode == "read":
             from core.session import Session
 
             session = Session.open(self.store, mode, self.caching)
+        elif self.dry_run and mode == "write":
+            from plxsh.dry_run import open_dry
+
+            session = open_dry(self)
+        else:
+            from plxsh.locking import open_session
+
+            session = open_session(self, mode)
         self.warn(session.store.warnings)
         return session
 
@@ -282,10 +327,31 @@ def output_form(chosen: str | None) -> Output:
     return chosen
 
 
+RUN_FOLDERS: Final = ("/run/parallax",)
+"""Where taps that a system has started put their sockets."""
+
+
+def run_folder() -> str:
+    """Return the folder in which the tap of this user has its sockets."""
+    chosen = os.environ.get("PARALLAX_RUN_DIR")
+    if chosen:
+        return chosen
+    folder = "/run" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR")
+    return os.path.join(folder or f"/run/user/{os.geteuid()}", "parallax")
+
+
 def default_socket() -> str:
     """Return the Unix socket on which the tap of this user listens."""
-    folder = "/run" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR")
-    return os.path.join(folder or f"/run/user/{os.geteuid()}", "parallax", "nbd.sock")
+    return os.path.join(run_folder(), "nbd.sock")
+
+
+def hosted_socket(store: str) -> str:
+    """Return the Unix socket of the lock master in the tap that serves a store.
+
+    Args:
+        store: the store's UUID, in hexadecimal.
+    """
+    return os.path.join(run_folder(), f"{store}.locks")
 
 
 def wants_color(no_color: bool) -> bool:

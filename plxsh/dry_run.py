@@ -1,20 +1,31 @@
 """--dry-run: the command runs for real, on a device that keeps what is written in memory.
 
-So a dry run refuses what the command would refuse, holds the same lock while it looks,
+So a dry run refuses what the command would refuse, holds the same locks while it looks,
 and reports the very ids the command would give, without a second copy of any rule.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from core.blockstore import Blockstore
 from core.device import Buffer, Cache, FileDevice, Release
 from core.direct import open_device
-from core.errors import NotFound
+from core.errors import InUse, NotFound
 from core.format import BLOCK, BLOCK_SHIFT
 from core.lock_master import LockMaster
 from core.session import Session
+from plxsh.locking import beside_tap
+
+if TYPE_CHECKING:
+    from core.lock_connection import LockConnection
+    from core.locks import Grant
+    from plxsh.context import Settings
+
+
+_LOOKING: Final = frozenset({"seal", "images", "finish"})
+"""What sessions ask each other for marks; none of it writes to what anyone can read."""
 
 
 class Overlay:
@@ -78,8 +89,64 @@ class Overlay:
         self._under.close()
 
 
+class Trial:
+    """The locks of a dry run beside others: what it takes is really taken, and given back.
+
+    So it is refused what the command would be refused. What the command would have the
+    holder of a VDI do is done here, in memory, on what that holder has committed.
+
+    Args:
+        locks: the session with the lock master that the others use.
+    """
+
+    def __init__(self, locks: LockConnection) -> None:
+        """Have called nobody yet."""
+        self.leased = locks.leased
+        self.shared = locks.shared
+        self.store = locks.store
+        self._locks = locks
+        self._alone = LockMaster()
+        self._called: set[str] = set()
+
+    def acquire(
+        self, name: str, floor: int = 0, *, shared: bool = False, wait: float = 0.0
+    ) -> Grant:
+        """Lock a name; that of a holder who would have been called is as good as free."""
+        if name in self._called:
+            return self._alone.acquire(name, floor)
+        return self._locks.acquire(name, floor, shared=shared, wait=wait)
+
+    def call(self, name: str, method: str, argument: str = "", wait: float = 10.0) -> str:
+        """Call nobody, but to learn what a collection would find: that changes nothing.
+
+        Raises:
+            NotFound: so that the caller does itself what it wanted done.
+        """
+        if method in _LOOKING:
+            return self._locks.call(name, method, argument, wait)
+        self._called.add(name)
+        raise NotFound(f"{name} is not called in a dry run")
+
+    def __getattr__(self, name: str) -> Any:
+        """Do everything else as the session does it."""
+        return getattr(self._locks, name)
+
+
+def open_dry(settings: Settings) -> Session:
+    """Open a session as a writer whose writes go nowhere; raises as `Settings.session`."""
+    locks = settings.connect() if settings.lock_master else None
+    if locks is None:
+        try:
+            return dry_session(settings.store, settings.caching)
+        except InUse:
+            locks = beside_tap(settings)
+            if locks is None:
+                raise
+    return _beside(settings.store, settings.caching, locks)
+
+
 def dry_session(path: str, cache: Cache = "host") -> Session:
-    """Open a session as a writer whose writes go nowhere; raises as `Blockstore.open`."""
+    """Open such a session with the store for itself; raises as `Blockstore.open`."""
     try:
         device = open_device(path, True, "exclusive", cache)
     except NotFound:
@@ -87,3 +154,9 @@ def dry_session(path: str, cache: Cache = "host") -> Session:
         raise
     locks = LockMaster()
     return Session(Blockstore(Overlay(device), locks), locks)
+
+
+def _beside(path: str, cache: Cache, locks: LockConnection) -> Session:
+    """Open the store beside others, who go on writing; nothing is locked in its file."""
+    trial = Trial(locks)
+    return Session(Blockstore(Overlay(open_device(path, False, "none", cache)), trial), trial)

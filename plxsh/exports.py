@@ -1,22 +1,25 @@
-"""Which VDIs and snapshots virtual machines have open, as the tap of this user tells.
+"""Who has VDIs and snapshots open: the lock master tells the holders, the tap its clients.
 
-A tap on another socket than the usual one cannot be asked: then the lock on the store is
-all there is to know. Nothing here waits long, so that a prompt may ask as well.
+The tap of this user is asked on its usual socket; of another one, here or on another host, only
+is known that it has a VDI open. Nothing here waits long, so that a prompt may ask as well.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from core.device import lock_holder
-from core.errors import InUse, ParallaxError
+from core.errors import Fenced, InUse, ParallaxError
 from plxsh.context import Settings, default_socket
+from plxsh.locking import standing
 
 if TYPE_CHECKING:
+    from core.format import VdiRecord
+    from core.lock_messages import Holding
     from core.session import Session
 
 _TIMEOUT: Final = 0.5
@@ -26,7 +29,7 @@ _SHOWN: Final = 3
 
 @dataclass(frozen=True)
 class OpenExport:
-    """A VDI, or a snapshot of it, that a tap gives to clients.
+    """A VDI, or a snapshot of it, that somebody has open.
 
     Attributes:
         vdi: id of the VDI.
@@ -34,7 +37,7 @@ class OpenExport:
         snapshot: the snapshot's id, BLOCK.OFFSET; None for the VDI itself.
         read_only: whether its clients cannot write.
         clients: who has it open; empty while its last commit is under way.
-        store: absolute path of the store.
+        server: the process that serves it to them.
     """
 
     vdi: int
@@ -42,12 +45,29 @@ class OpenExport:
     snapshot: str | None
     read_only: bool
     clients: tuple[str, ...]
-    store: str
+    server: str
 
 
 def open_exports(settings: Settings) -> list[OpenExport]:
-    """Return what is open of the store; nothing when no tap answers."""
-    return exports_of(settings.store, default_socket()) or []
+    """Return what is open of the store, as far as lock master and tap tell."""
+    told = exports_of(settings.store, default_socket()) or []
+    return with_holders(told, standing(settings).holders or {})
+
+
+def with_holders(told: Iterable[OpenExport], holders: Mapping[str, Holding]) -> list[OpenExport]:
+    """Return what a tap told with what others have open; see `Standing.holders`."""
+    known = {
+        int(name.removeprefix("vdi/")): str(held.who)
+        for name, held in holders.items()
+        if name.startswith("vdi/")
+    }
+    found = [replace(one, server=known.get(one.vdi, one.server)) for one in told]
+    for export in found:
+        if export.snapshot is None:
+            known.pop(export.vdi, None)
+    return found + [
+        OpenExport(vdi, str(vdi), None, False, (who,), who) for vdi, who in sorted(known.items())
+    ]
 
 
 def exports_of(store: str, unix: str) -> list[OpenExport] | None:
@@ -65,6 +85,7 @@ def exports_of(store: str, unix: str) -> list[OpenExport] | None:
         return None
     if os.path.realpath(told["store"]) != os.path.realpath(store):
         return None
+    server = lock_holder(store) or "a tap"
     return [
         OpenExport(
             export["id"],
@@ -72,7 +93,7 @@ def exports_of(store: str, unix: str) -> list[OpenExport] | None:
             export["snapshot"],
             export["read_only"],
             tuple(connection["peer"] for connection in export["connections"]),
-            told["store"],
+            server,
         )
         for export in told["exports"]
     ]
@@ -83,57 +104,71 @@ def clients_of(exports: Iterable[OpenExport], vdi: int) -> list[str]:
     return [client for export in exports if export.vdi == vdi for client in export.clients]
 
 
+def server_of(exports: Iterable[OpenExport], vdi: int) -> str | None:
+    """Return the process that has a VDI open."""
+    found = (e.server for e in exports if e.vdi == vdi and e.snapshot is None)
+    return next(found, None)
+
+
 @contextmanager
 def session_for(settings: Settings, reference: str, snapshot: bool = False) -> Iterator[Session]:
     """Open a session to change what a reference names; a refusal says who has that open.
 
     Args:
         settings: name the store.
-        reference: a VDI, or with `snapshot` a snapshot.
+        reference: a VDI, or with `snapshot` a snapshot to delete.
         snapshot: which of the two.
 
     Raises:
         InUse: clients have it open, or another process has the store.
         Others: as `Settings.session`.
     """
-    try:
-        session = settings.session()
-    except InUse:
-        _refuse_open(settings, reference, snapshot)
-        raise
-    with session:
-        yield session
-
-
-def _refuse_open(settings: Settings, reference: str, snapshot: bool) -> None:
-    """Say who has what a reference names open, if the tap knows."""
-    exports = open_exports(settings)
-    if not exports:
-        return
-    with settings.session("read") as session:
+    with settings.session() as session:
         if snapshot:
             found = session.find_snapshot(reference)
-            record, where = session.registry.get(found.vdi), str(found.id)
-        else:
-            record, where = session.registry.find(reference), None
-    for export in exports:
-        if record is not None and export.vdi == record.id and where in (None, export.snapshot):
-            what = f"snapshot {export.snapshot} of VDI" if export.snapshot else "VDI"
+            record = session.registry.get(found.vdi)
+            if record is not None:
+                refuse_read(settings, record, str(found.id))
+        try:
+            yield session
+        except Fenced:
+            raise
+        except InUse as error:
+            clients = [] if snapshot else _clients(settings, session.registry.find(reference))
+            if not clients:
+                raise
+            raise InUse(f"{error.message}; {_served(clients)}", error.hint) from error
+
+
+def _clients(settings: Settings, record: VdiRecord) -> list[str]:
+    """Return the clients of the tap of this user that have a VDI open."""
+    told = exports_of(settings.store, default_socket()) or ()
+    return clients_of((export for export in told if export.snapshot is None), record.id)
+
+
+def refuse_read(settings: Settings, record: VdiRecord, snapshot: str | None = None) -> None:
+    """Refuse to delete what clients of this host's tap read.
+
+    Args:
+        settings: name the store.
+        record: the VDI.
+        snapshot: only this one of its snapshots; None for all of them.
+
+    Raises:
+        InUse: somebody has it open.
+    """
+    for export in exports_of(settings.store, default_socket()) or ():
+        if export.vdi != record.id or export.snapshot is None or not export.clients:
+            continue
+        if snapshot in (None, export.snapshot):
             raise InUse(
-                f"{what} {record.id} {record.name!r} is open: {_server(settings)} "
-                + _served(export),
-                "disconnect it, then stop the tap",
+                f"snapshot {export.snapshot} of VDI {record.id} {record.name!r} is open: "
+                f"{export.server}; {_served(export.clients)}",
+                "disconnect it first",
             )
 
 
-def _server(settings: Settings) -> str:
-    return lock_holder(settings.store) or "a tap"
-
-
-def _served(export: OpenExport) -> str:
-    """Say to whom an export is served."""
-    if not export.clients:
-        return "commits what was written to it"
-    clients = ", ".join(export.clients[:_SHOWN])
-    more = len(export.clients) - _SHOWN
-    return f"serves it to {clients}" + (f" and {more} more" if more > 0 else "")
+def _served(clients: Sequence[str]) -> str:
+    """Say to whom something is served."""
+    more = len(clients) - _SHOWN
+    return f"it serves it to {', '.join(clients[:_SHOWN])}" + (f" and {more} more" * (more > 0))

@@ -14,7 +14,7 @@ from typing import Final
 
 import click
 
-from plxsh.classic import TOOLS, mkfs, parallaxd
+from plxsh.classic import TOOLS, mkfs
 from plxsh.cli import cli
 from plxsh.commands.help import SHELL_HELP
 from plxsh.context import CONFIG_FILES, DEFAULT_STORE, Settings
@@ -32,12 +32,13 @@ _ORIGINAL: Final = (
 _SCRIPTS: Final = (("-c", "LINES"), ("-f", "FILE"))
 _EXAMPLES: Final = ("plxsh", "plxsh vdi list", "plxsh -o json vdi list", "plxsh vdi create --help")
 
-_DAEMONS: Final = frozenset(("parallaxd",))
+_DAEMONS: Final = frozenset(("parallaxd", "plxlockmaster"))
 """Their pages are in section 8, those of all others in section 1."""
 
 _SUCCESSORS: Final = {
     "parallax-mkfs": "store",
     "parallaxd": "tap",
+    "plxlockmaster": "lock",
     "vdi_create": "vdi",
     "vdi_fill": "vdi",
     "vdi_list": "vdi",
@@ -56,6 +57,9 @@ _ENVIRONMENT: Final = {
     "NO_COLOR": "When it is set and not empty, nothing is coloured.",
     "TERM": "When it is dumb, nothing is coloured and nothing is drawn over.",
     "COLUMNS": "The width of the terminal, in place of what it says itself.",
+    "PARALLAX_LOCK_KEY": "A file with the key that the lock master wants.",
+    "PARALLAX_LOCK_TLS": "A folder with the certificates for the lock master.",
+    "PARALLAX_RUN_DIR": "Where the sockets of the tap are, in place of the folders below.",
     "XDG_RUNTIME_DIR": "Where the Unix socket of the tap is, for users other than root.",
     "XDG_STATE_HOME": "Where the history of the shell is, in place of ~/.local/state.",
     "LISTEN_FDS": "How many sockets systemd has opened for the tap.",
@@ -65,6 +69,10 @@ _TOOL_ENVIRONMENT: Final = {
     "PARALLAX_STORE": "The blockstore to work on: a file or a device.",
     "PARALLAX_CACHE": "none: past the page cache, for hosts that share a device; else host.",
     "PARALLAX_CONFIG": "The configuration to read, in place of the files below.",
+    "PARALLAX_LOCK_MASTER": "The lock master of several hosts: HOST:PORT or unix:PATH.",
+    "PARALLAX_LOCK_KEY": "A file with the key that the lock master wants.",
+    "PARALLAX_LOCK_TLS": "A folder with the certificates for the lock master.",
+    "PARALLAX_RUN_DIR": "Where the sockets of the tap are, in place of the folders below.",
 }
 _FILES: Final = {
     DEFAULT_STORE: "The blockstore when nothing else names one.",
@@ -75,6 +83,12 @@ _SOCKETS: Final = {
         "Where the tap listens: the first for root, the other for users."
     ),
 }
+_STATE: Final = {
+    "/var/lib/parallax/lock_master.epoch, ~/.local/state/parallax/lock_master.epoch": (
+        "What must outlive a restart of the lock master: the first for root, the other for users."
+    )
+}
+_PLACES: Final = {"parallaxd": _SOCKETS, "plxlockmaster": _STATE}
 _HISTORY: Final = {"~/.local/state/parallax/history": "The lines typed into the shell."}
 _NOUNS: Final = frozenset(("A", "VDI"))
 """Upper-case words that stand for themselves in sentences."""
@@ -121,7 +135,7 @@ class Manual:
         options = {str(option.envvar): f"As {option.opts[-1]}." for option in heard}
         _terms(page, prose, options | _ENVIRONMENT)
         page.heading("FILES")
-        _files(page, prose, _FILES | _SOCKETS | _HISTORY)
+        _files(page, prose, _FILES | _SOCKETS | _STATE | _HISTORY)
         _examples(page, _EXAMPLES)
         _see_also(page, [*(f"plxsh-{word}" for word, _ in _commands(cli)), *TOOLS])
         return "plxsh.1", page.text()
@@ -162,7 +176,7 @@ class Manual:
                 page.heading("ENVIRONMENT")
                 _terms(page, prose, _TOOL_ENVIRONMENT)
                 page.heading("FILES")
-                _files(page, prose, _FILES | (_SOCKETS if tool is parallaxd else {}))
+                _files(page, prose, _FILES | _PLACES.get(name, {}))
             _examples(page, tool.examples)
             _see_also(page, ["plxsh", successor])
             yield f"{name}.{_section(name)}", page.text()

@@ -19,7 +19,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from operator import attrgetter
 from threading import Event, Lock, Thread
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from core import snaplog
 from core.blockstore import Blockstore
@@ -28,6 +28,9 @@ from core.errors import Corrupt, ParallaxError
 from core.format import BLOCK, BLOCK_SHIFT, DELETED, LIVE, LogRecord, VdiRecord
 from core.registry import Registry
 from core.snaplog import Snapshot
+
+if TYPE_CHECKING:
+    from core.lock_messages import Holding
 
 PATIENCE: Final = 0.15
 """Seconds that a question may take while someone types."""
@@ -48,7 +51,7 @@ _UUID: Final = 36
 
 _Sums = tuple[int, int]
 _NEVER: Final[_Sums] = (0, 0)
-_LogKey = tuple[bytes, int, int, int, tuple[LogRecord, ...]]
+_LogKey = tuple[bytes, int, int, tuple[int, int], tuple[LogRecord, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,7 @@ class Names:
 
     Attributes:
         opened: ids of the VDIs that clients have open, as far as someone looked.
+        holders: who holds which lock, likewise.
     """
 
     def __init__(self, path: str, patience: float = PATIENCE, cache: Cache = "host") -> None:
@@ -95,6 +99,7 @@ class Names:
         self.path = path
         self.cache = cache
         self.opened: frozenset[int] = frozenset()
+        self.holders: Mapping[str, Holding] = {}
         self._patience = patience
         self._reader = _Reader(path, cache)
         self._lock = Lock()
@@ -299,7 +304,8 @@ def _checksums(store: Blockstore) -> Iterator[tuple[int, _Sums]]:
 
 def _log_key(record: VdiRecord) -> _LogKey:
     """Return what is another when the snapshot log of a VDI is."""
-    return record.uuid, record.log_previous, record.log_block, record.log_first, record.page
+    dropped = record.log_first, record.log_retired
+    return record.uuid, record.log_previous, record.log_block, dropped, record.page
 
 
 def _snapshots(store: Blockstore, record: VdiRecord) -> Iterator[Snapshot]:

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from click.shell_completion import CompletionItem
 
@@ -19,7 +19,11 @@ from core.format import DELETED, VdiRecord
 from core.snaplog import Snapshot
 from core.text import counted, human_ago, human_size
 from plxsh.context import Settings
+from plxsh.locking import standing
 from plxsh.names import Names
+
+if TYPE_CHECKING:
+    from core.lock_messages import Holding
 
 Items = list[CompletionItem[str]]
 
@@ -64,11 +68,21 @@ _FORMATS: Final = {
 }
 _DEVICES: Final = {"xvd": "paravirtual", "sd": "SCSI", "hd": "IDE"}
 _SIZES: Final = ("1G", "10G", "100G", "1T")
+_INTERVALS: Final = {
+    "10ms": "a hundred a second",
+    "1s": "every second",
+    "1m": "every minute",
+    "1h": "every hour",
+    "1d": "every day",
+    "off": "no more snapshots",
+}
 _ADDRESSES: Final = {
     "127.0.0.1:10809": "this host only",
     "0.0.0.0:10809": "every host",
     "[::1]:10809": "this host only, IPv6",
 }
+
+_LOCK_MASTERS: Final = {"127.0.0.1:8440": "on this host", "unix:": "a socket on this host"}
 
 
 def offers(kind: str, settings: Settings, incomplete: str) -> Items:
@@ -252,6 +266,11 @@ def _owner(names: Names, snapshot: Snapshot) -> str:
 # -- words that are always the same ----------------------------------------------------
 
 
+def _intervals(_settings: Settings, _incomplete: str) -> Items:
+    """Return some intervals, the shortest there is first."""
+    return [CompletionItem(text, "interval", help=about) for text, about in _INTERVALS.items()]
+
+
 def _formats(_settings: Settings, _incomplete: str) -> Items:
     """Return the formats of images that are worth a line in a menu."""
     return [CompletionItem(name, "format", help=whose) for name, whose in _FORMATS.items()]
@@ -278,13 +297,42 @@ def _addresses(_settings: Settings, _incomplete: str) -> Items:
     return [CompletionItem(address, "address", help=who) for address, who in _ADDRESSES.items()]
 
 
+def _holders(settings: Settings) -> Mapping[str, Holding]:
+    """Return who holds which lock: at a prompt what was seen last, else what is so now."""
+    if settings.shell is not None:
+        return settings.names.holders
+    return standing(settings).holders or {}
+
+
+def _locks(settings: Settings, _incomplete: str) -> Items:
+    """Return the locks that somebody holds."""
+    held = _holders(settings)
+    return [CompletionItem(name, "lock", help=str(held[name].who)) for name in sorted(held)]
+
+
+def _lock_hosts(settings: Settings, _incomplete: str) -> Items:
+    """Return the hosts that have the store open."""
+    sessions = [one for name, one in _holders(settings).items() if name.startswith("session/")]
+    hosts = {one.who.host: one.who.purpose for one in sessions}
+    return [CompletionItem(host, "host", help=purpose) for host, purpose in sorted(hosts.items())]
+
+
+def _lock_masters(_settings: Settings, _incomplete: str) -> Items:
+    """Return how a lock master is named, with its usual port."""
+    return [CompletionItem(where, "address", help=who) for where, who in _LOCK_MASTERS.items()]
+
+
 _OFFERS: Final[Mapping[str, Callable[[Settings, str], Items]]] = {
     "VDI": _vdis,
     "DELETED": _deleted_vdis,
     "SNAPSHOT": _snapshots,
     "VDI|SNAPSHOT": _vdis_and_snapshots,
     "SIZE": _sizes,
+    "INTERVAL|off": _intervals,
     "FORMAT": _formats,
     "VDEV": _virtual_devices,
     "ADDR:PORT": _addresses,
+    "HOST:PORT|unix:PATH": _lock_masters,
+    "LOCK": _locks,
+    "HOST": _lock_hosts,
 }

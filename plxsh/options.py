@@ -14,7 +14,7 @@ import click
 from click.core import ParameterSource
 
 from plxsh.context import CACHES, DEFAULT_STORE, OUTPUTS, Settings
-from plxsh.params import FILE
+from plxsh.params import FILE, LOCK_MASTER
 
 
 class GlobalOption(click.Option):
@@ -64,6 +64,14 @@ _OPTIONS: Final[tuple[tuple[tuple[str, ...], dict[str, Any]], ...]] = (
             "type": click.Choice(CACHES),
             "envvar": "PARALLAX_CACHE",
             "help": "none: past the page cache, for hosts that share a device.  [default: host]",
+        },
+    ),
+    (
+        ("--lock-master",),
+        {
+            "type": LOCK_MASTER,
+            "envvar": "PARALLAX_LOCK_MASTER",
+            "help": "Lock master of several hosts.  [default: none, that of this host]",
         },
     ),
     (

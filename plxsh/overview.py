@@ -17,7 +17,8 @@ from core.blockstore import Blockstore
 from core.device import lock_holder
 from core.errors import Corrupt, NotAStore, NotFound, ParallaxError, ReadOnly
 from core.format import BLOCK, BLOCK_SHIFT, BitmapBlock
-from plxsh.exports import exports_of
+from plxsh.exports import exports_of, with_holders
+from plxsh.locking import Standing
 from plxsh.names import Names
 
 _EVERY: Final = 2.0
@@ -34,7 +35,9 @@ class Overview:
         total: bytes that can be.
         vdis: how many VDIs there are.
         holder: the process that has the store open for writing, None for nobody.
-        exports: how many VDIs and snapshots are open through the tap; None without a tap.
+        exports: how many VDIs and snapshots are open; None without a tap or lock master.
+        locks: where the lock master is; empty for one that is embedded.
+        locks_down: why it cannot be asked, empty when it can.
         trouble: why the store cannot be read, in a few words; then the rest says nothing.
     """
 
@@ -43,15 +46,18 @@ class Overview:
     vdis: int = 0
     holder: str | None = None
     exports: int | None = None
+    locks: str = ""
+    locks_down: str = ""
     trouble: str = ""
 
 
-def overview(names: Names, socket: str) -> Overview:
-    """Look at a store and at the tap that may serve it.
+def overview(names: Names, socket: str, ask: Callable[[], Standing] = Standing) -> Overview:
+    """Look at a store, its lock master, and the tap that may serve it.
 
     Args:
         names: those of the store.
         socket: where the tap of this user listens.
+        ask: asks the lock master.
     """
     try:
         with closing(Blockstore.open(names.path, cache=names.cache)) as store:
@@ -60,7 +66,11 @@ def overview(names: Names, socket: str) -> Overview:
             total = (sb.extents - 1) * sb.extent_blocks
     except ParallaxError as error:
         return Overview(trouble=_in_few_words(error))
+    known = ask()
     exports = exports_of(names.path, socket)
+    if known.holders is not None:
+        exports = with_holders(exports or (), known.holders)
+    names.holders = known.holders or {}
     names.opened = frozenset(export.vdi for export in exports or ())
     return Overview(
         used << BLOCK_SHIFT,
@@ -68,6 +78,8 @@ def overview(names: Names, socket: str) -> Overview:
         len(names.whole(_NAMES_TIMEOUT).live),
         lock_holder(names.path),
         None if exports is None else len(exports),
+        known.where,
+        known.trouble,
     )
 
 
@@ -109,11 +121,19 @@ class Overviews:
         names: those of the store.
         socket: where the tap of this user listens.
         changed: called by the thread when there is news.
+        ask: asks the lock master, however long that takes.
     """
 
-    def __init__(self, names: Names, socket: str, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        names: Names,
+        socket: str,
+        changed: Callable[[], None],
+        ask: Callable[[], Standing] = Standing,
+    ) -> None:
         """Look at nothing yet."""
         self._names = names
+        self._ask = ask
         self._socket = socket
         self._changed = changed
         self._latest: Overview | None = None
@@ -138,7 +158,7 @@ class Overviews:
         """Look once: what the thread does."""
         began = time.monotonic()
         try:
-            found = overview(self._names, self._socket)
+            found = overview(self._names, self._socket, self._ask)
         except Exception:  # even a bug must not write over what someone types
             found = Overview(trouble="cannot be read")
         news = found != self._latest

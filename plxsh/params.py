@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from core.errors import BadRequest
+from core.schedule import parse_interval
 from plxsh.context import Settings
 
 if TYPE_CHECKING:
@@ -65,6 +67,21 @@ class SizeType(CompletedType[int]):
         return size
 
 
+class IntervalType(CompletedType[int]):
+    """How often something is to happen: `10ms`, `1h`, or `off`."""
+
+    name = "INTERVAL|off"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the nanoseconds, 0 for `off`; fail with the forms that are accepted."""
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_interval(value)
+        except BadRequest as error:
+            self.fail(f"{error.message}; {error.hint}", param, ctx)
+
+
 class AddressType(CompletedType[tuple[str, int]]):
     """A TCP address and port: `127.0.0.1:10809` or `[::1]:10809`."""
 
@@ -81,6 +98,38 @@ class AddressType(CompletedType[tuple[str, int]]):
         if not (colon and host and port.isascii() and port.isdigit() and int(port) < 1 << 16):
             self.fail(f"{value!r} is no address; write ADDR:PORT, as 127.0.0.1:10809", param, ctx)
         return host, int(port)
+
+
+class LockMasterType(CompletedType[str]):
+    """Where a lock master is: `HOST:PORT`, or `unix:PATH`."""
+
+    name = "HOST:PORT|unix:PATH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text; fail with the forms that are accepted."""
+        kind, _, path = value.partition(":")
+        if kind == "unix" and path:
+            return str(value)
+        host, _, port = value.rpartition(":")
+        if not (host and port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
+            self.fail(
+                f"{value!r} names no lock master; write HOST:PORT, as 10.0.0.5:8440, or unix:PATH",
+                param,
+                ctx,
+            )
+        return str(value)
+
+
+class LockType(CompletedType[str]):
+    """The name of a lock that someone holds: `vdi/3`."""
+
+    name = "LOCK"
+
+
+class LockHostType(CompletedType[str]):
+    """A host on which a VDI can be served: its name, or its session."""
+
+    name = "HOST"
 
 
 class VdiType(CompletedType[str]):
@@ -149,13 +198,29 @@ class CommandLineType(click.ParamType[str]):
     name = "COMMAND"
 
 
+def checked(kind: click.ParamType[Value], text: str, where: str) -> Value:
+    """Return what a text stands for that no command line gave.
+
+    Raises:
+        BadRequest: nothing, told with `where` it comes from.
+    """
+    try:
+        return kind.convert(text, None, None)
+    except click.BadParameter as error:
+        raise BadRequest(f"{where}: {error.message}", "correct it") from error
+
+
 COMMAND_LINE: Final = CommandLineType()
 SIZE: Final = SizeType()
+INTERVAL: Final = IntervalType()
 FORMAT: Final = FormatType()
 FILE: Final = PathType(readable=False)
 """Whether it may be read is for those to say who read it."""
 VIRTUAL_DEVICE: Final = VirtualDeviceType()
 ADDRESS: Final = AddressType()
+LOCK_MASTER: Final = LockMasterType()
+LOCK: Final = LockType()
+LOCK_HOST: Final = LockHostType()
 VDI: Final = VdiType()
 DELETED_VDI: Final = DeletedVdiType()
 SNAPSHOT: Final = SnapshotType()

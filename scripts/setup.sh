@@ -21,6 +21,7 @@ has() {
     case $1 in
         e2fsprogs) command -v mkfs.ext4 && command -v e2fsck && command -v debugfs ;;
         graphviz) command -v dot ;;
+        iproute2) command -v ip ;;
         systemd) command -v systemd-analyze ;;
         man-db) command -v man && command -v groff ;;
         libnbd-bin) command -v nbdcopy && command -v nbdinfo ;;
@@ -109,8 +110,8 @@ case ${1:-} in
     check) packages ;;
     demo) packages e2fsprogs graphviz qemu-utils ;;
     test)
-        packages make curl e2fsprogs fio fish graphviz less libnbd-bin man-db nbdkit python3-libnbd \
-            systemd qemu-system-x86 qemu-utils strace zsh
+        packages make curl e2fsprogs fio fish graphviz iproute2 less libnbd-bin man-db nbdkit \
+            python3-libnbd systemd qemu-system-x86 qemu-utils strace zsh
         ;;
     venv)
         packages

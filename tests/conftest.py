@@ -7,6 +7,9 @@ PARALLAX_LONG=1 lets the tests marked `long` run and searches with profile `long
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -19,6 +22,16 @@ settings.register_profile("fast", _untimed, max_examples=25, stateful_step_count
 settings.register_profile("ci", _untimed, max_examples=200, stateful_step_count=50)
 settings.register_profile("long", _untimed, max_examples=20_000, stateful_step_count=100)
 settings.load_profile("long" if LONG else os.environ.get("HYPOTHESIS_PROFILE", "fast"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def run_folder() -> Iterator[str]:
+    """A short folder for sockets, which every tap and tool that a test starts uses."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tempfile.mkdtemp(prefix="plx")
+        patch.setenv("PARALLAX_RUN_DIR", folder)
+        yield folder
+        shutil.rmtree(folder)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -16,9 +16,19 @@ from core.registry import Registry
 from core.text import counted, human_size, uuid_text
 from plxsh import render
 from plxsh.commands.images import export, fill, validate
-from plxsh.context import Settings, pass_settings
-from plxsh.exports import OpenExport, clients_of, open_exports, session_for
+from plxsh.commands.snap import schedule_of
+from plxsh.context import Settings, default_socket, pass_settings
+from plxsh.exports import (
+    OpenExport,
+    clients_of,
+    exports_of,
+    refuse_read,
+    server_of,
+    session_for,
+    with_holders,
+)
 from plxsh.groups import Group
+from plxsh.locking import standing
 from plxsh.params import DELETED_VDI, SIZE, SNAPSHOT, VDI, WordsArgument
 from plxsh.render import Column
 
@@ -59,11 +69,13 @@ _SHOW: Final = (
     Column("shared", "Shared", "bytes"),
     Column("mapped", "Mapped", "bytes"),
     Column("snapshots", "Snapshots"),
+    Column("schedule", "Snapshot every", optional=True),
+    Column("schedule_keep", "Kept of those", "number", optional=True),
     Column("parent", "Parent"),
     Column("created", "Created", "time"),
     Column("modified", "Modified", "time"),
     Column("clients", "In use by"),
-    Column("served_by", "Store in use by"),
+    Column("served_by", "Served by"),
     Column("state", "State"),
 )
 _LABELS_SHOWN: Final = 5
@@ -80,7 +92,7 @@ def described(
     Args:
         record: its record.
         parents: live VDIs by id, to name the one it was cloned from.
-        holder: who has the store open for writing.
+        holder: who has the whole store for itself.
         exports: what is open of the store.
     """
     own = record.own << BLOCK_SHIFT
@@ -94,11 +106,12 @@ def described(
         "shared": max(0, mapped - own),
         "mapped": mapped,
         "snapshots": record.snapshots,
+        **schedule_of(record),
         "parent": _parent(record, parents),
         "created": record.created_ns,
         "modified": record.modified_ns,
         "deleted": record.deleted_ns or None,
-        "served_by": holder,
+        "served_by": server_of(exports, record.id) or holder,
         "clients": clients_of(exports, record.id),
         "state": "ok" if record.state == LIVE else "deleted",
     }
@@ -112,6 +125,7 @@ def _damaged(number: int, why: str, name: str | None) -> dict[str, Any]:
         "clients": [],
         "state": "damaged",
         "error": why,
+        "schedule_ns": None,
     }
     return {**dict.fromkeys(column.key for column in (*_SHOW, *_DELETED)), **known}
 
@@ -131,6 +145,16 @@ def _parent(record: VdiRecord, parents: Mapping[int, VdiRecord]) -> str | None:
     known = parent is not None and parent.uuid == record.parent_uuid
     name = parent.name if parent is not None and known else "(deleted)"
     return f"{name}@{record.parent_block}.{record.parent_offset}"
+
+
+def _users(settings: Settings) -> tuple[str | None, list[OpenExport]]:
+    """Return who has the whole store for itself, and what is known to be open of it."""
+    known = standing(settings)
+    told = exports_of(settings.store, default_socket()) or []
+    if known.trouble:
+        settings.warn([known.trouble])
+    holder = lock_holder(settings.store) if known.holders is None else None
+    return holder, with_holders(told, known.holders or {})
 
 
 @click.group(cls=Group)
@@ -157,13 +181,12 @@ def list_(settings: Settings, deleted: bool) -> None:
     """
     with closing(settings.blockstore()) as opened:
         found = list(Registry(opened).scan())
-    holder = lock_holder(settings.store)
     live = {n: r for n, r in found if isinstance(r, VdiRecord) and r.state == LIVE}
     if deleted:
         gone = [r for _, r in found if isinstance(r, VdiRecord) and r.state == DELETED]
-        render.rows(settings, "vdis", [described(r, live, holder) for r in gone], _DELETED)
+        render.rows(settings, "vdis", [described(r, live, None) for r in gone], _DELETED)
         return
-    exports = open_exports(settings)
+    holder, exports = _users(settings)
     shown = []
     for number, record in found:
         if isinstance(record, Corrupt):
@@ -184,7 +207,7 @@ def show(settings: Settings, vdi: str) -> None:
         registry = Registry(opened)
         record = registry.find(vdi)
         parents = {r.id: r for r in registry.vdis()} if record.parent_vdi != NO_VDI else {}
-    shown = described(record, parents, lock_holder(settings.store), open_exports(settings))
+    shown = described(record, parents, *_users(settings))
     render.fields(settings, "vdi", _for_people(settings, shown), _SHOW)
 
 
@@ -292,6 +315,7 @@ def delete(settings: Settings, vdi: str, snapshots: bool) -> None:
     with session_for(settings, vdi) as session:
         record = session.registry.find(vdi)
         session.refuse_delete(record, snapshots)
+        refuse_read(settings, record)
         what = f"VDI {record.id} {record.name!r} ({_contents(session, record)})"
         settings.confirm(
             f"deleting {what}; 'vdi restore' brings it back until its space is collected"

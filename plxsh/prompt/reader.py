@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from functools import partial
 from typing import Final
 
 import click
@@ -22,6 +23,7 @@ from plxsh.context import configured, default_socket, wants_color
 from plxsh.explain import explain
 from plxsh.interpreter import Interpreter
 from plxsh.language import goes_on
+from plxsh.locking import standing
 from plxsh.overview import Overviews
 from plxsh.prompt.colours import STYLE, LineLexer
 from plxsh.prompt.history import open_history
@@ -108,7 +110,12 @@ class LineReader:
         for control in self._session.layout.find_all_controls():
             if isinstance(control, BufferControl) and control.buffer is buffer:
                 control.lexer = LineLexer(shell)  # the session would hide that names changed
-        self._overviews = Overviews(settings.names, default_socket(), self._session.app.invalidate)
+        self._overviews = Overviews(
+            settings.names,
+            default_socket(),
+            self._session.app.invalidate,
+            partial(standing, settings),
+        )
 
     def read(self, failed: bool) -> str:
         """Return the next line; the prompt shows whether the one before failed.

@@ -62,8 +62,17 @@ def _parts(shell: Interpreter, overview: Overview | None) -> Iterable[tuple[str,
     exports = overview.exports or 0
     if exports:
         yield "class:toolbar", counted(exports, "open export")
-    held = f"locked by {overview.holder}" if overview.holder else "free"
-    yield "class:toolbar", f"lock master embedded, {held}"
+    yield _lock_master(overview)
     if not exports:
         yield "class:toolbar", "no open exports"
     yield "class:toolbar", counted(overview.vdis, "VDI")
+
+
+def _lock_master(overview: Overview) -> tuple[str, str]:
+    """Return style and text of the part that says where the lock master is."""
+    if overview.locks_down:
+        return "class:toolbar.alarm", f"lock master {overview.locks} is down"
+    if overview.locks:
+        return "class:toolbar", f"lock master {overview.locks}"
+    held = f"locked by {overview.holder}" if overview.holder else "free"
+    return "class:toolbar", f"lock master embedded, {held}"

@@ -137,6 +137,7 @@ def test_the_usage_names_the_original_arguments(tool: Tool) -> None:
         "vdi_snap_offline": "VDI",
         "vdi_snap_delete": "BLOCK OFFSET",
         "parallaxd": "",
+        "plxlockmaster": "",
     }
 
 
@@ -230,6 +231,7 @@ def test_the_daemon_says_on_a_terminal_what_it_serves(
         ready()
 
     monkeypatch.setattr("core.tap.server.serve", serve)
+    monkeypatch.delenv("PARALLAX_RUN_DIR")
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     monkeypatch.setenv("XDG_RUNTIME_DIR", "run")
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal, raising=False)
@@ -239,11 +241,12 @@ def test_the_daemon_says_on_a_terminal_what_it_serves(
     assert result.err == (told if terminal else "")
 
 
+DAEMONS = ("parallaxd", "plxlockmaster")
 EXAMPLES = [line for tool in TOOLS.values() for line in tool.examples]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", [line for line in EXAMPLES if line != "parallaxd"])
+@pytest.mark.parametrize("line", [line for line in EXAMPLES if line not in DAEMONS])
 def test_the_example_works(plx: Plx, snapshot: tuple[str, str], line: str) -> None:
     plx("vdi", "export", "base", "image")
     os.rename(plx.path, "store")
@@ -269,9 +272,9 @@ def test_the_example_of_the_daemon_works() -> None:
     with tempfile.TemporaryDirectory(prefix="plx") as folder:
         path = f"{folder}/parallax/nbd.sock"
         code = "import os; os.geteuid = lambda: 1000; from plxsh.classic import parallaxd as d; d()"
-        with subprocess.Popen(
-            [sys.executable, "-c", code], env={**os.environ, "XDG_RUNTIME_DIR": folder}
-        ) as daemon:
+        environment = {**os.environ, "XDG_RUNTIME_DIR": folder}
+        del environment["PARALLAX_RUN_DIR"]
+        with subprocess.Popen([sys.executable, "-c", code], env=environment) as daemon:
             until = time.monotonic() + 60
             while not os.path.exists(path) and time.monotonic() < until:
                 assert daemon.poll() is None
@@ -280,3 +283,23 @@ def test_the_example_of_the_daemon_works() -> None:
                 assert read(clean, 4096, 4096) == b"a" * 4096
             daemon.terminate()
             assert daemon.wait() == 0
+
+
+@pytest.mark.slow
+def test_the_example_of_the_lock_master_works(tmp_path: Path) -> None:
+    config = tmp_path / "parallax.toml"
+    config.write_text(f'[lock_master]\nlisten = "127.0.0.1:0"\nstate = "{tmp_path}/new/epoch"\n')
+    program = Path(sys.executable).parent / "plxlockmaster"
+    with subprocess.Popen(
+        [program],
+        env={**os.environ, "PARALLAX_CONFIG": str(config)},
+        stderr=subprocess.PIPE,
+    ) as master:
+        until = time.monotonic() + 60
+        assert master.stderr is not None
+        while b"listens on" not in master.stderr.readline() and time.monotonic() < until:
+            assert master.poll() is None
+        assert (tmp_path / "new" / "epoch").exists()
+        master.terminate()
+        assert b"lock master stopped" in master.communicate()[1]
+        assert master.returncode == 0

@@ -13,7 +13,8 @@ from shell.conftest import Plx
 from core.session import Session
 
 VDI_KEYS = {
-    "id", "name", "uuid", "size", "own", "shared", "mapped", "snapshots", "parent",
+    "id", "name", "uuid", "size", "own", "shared", "mapped", "snapshots", "schedule",
+    "schedule_ns", "schedule_keep", "parent",
     "created", "modified", "deleted", "served_by", "clients", "state",
 }  # fmt: skip
 
@@ -141,7 +142,7 @@ def test_vdi_show_takes_id_name_and_uuid(plx: Plx) -> None:
     assert plx("-o", "json", "vdi", "show", "1").json["vdi"] == by_name
     assert plx("-o", "json", "vdi", "show", by_name["uuid"]).json["vdi"] == by_name
     assert set(by_name) == VDI_KEYS
-    assert "Size             64 KiB (65536 bytes)" in plx("-o", "table", "vdi", "show", "1").lines
+    assert "Size       64 KiB (65536 bytes)" in plx("-o", "table", "vdi", "show", "1").lines
     assert "size\t65536" in plx("vdi", "show", "1").lines
     assert "  name: web" in plx("-o", "yaml", "vdi", "show", "1").lines
 
@@ -247,7 +248,7 @@ def test_snap_create_and_list(plx: Plx, snapshot: tuple[str, str]) -> None:
     assert [snap["label"] for snap in listed] == ["second", "clean"]
     assert isinstance(listed[0]["time"], int)
     assert set(listed[0]) == {
-        "block", "offset", "time", "root", "label", "vdi", "size", "mapped"
+        "block", "offset", "time", "root", "label", "vdi", "size", "mapped", "scheduled"
     }  # fmt: skip
     table = plx("-o", "table", "snap", "list", "base").lines
     assert table[0].split() == ["Block", "Offset", "Time", "Age", "Root", "Label"]

@@ -135,8 +135,11 @@ def test_machines_get_the_parts(plx: Plx) -> None:
 
 
 def test_the_default_socket(plx: Plx, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PARALLAX_RUN_DIR")
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
     assert "socket=/run/user/1000/parallax/nbd.sock" in plx("disk", "qemu", "web").out
     monkeypatch.setattr("os.geteuid", lambda: 0)
     assert "socket=/run/parallax/nbd.sock" in plx("disk", "qemu", "web").out
+    monkeypatch.setenv("PARALLAX_RUN_DIR", "/srv/plx")
+    assert "socket=/srv/plx/nbd.sock" in plx("disk", "qemu", "web").out

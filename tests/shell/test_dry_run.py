@@ -33,6 +33,11 @@ CHANGES = [
     ("snap create web --label x", "would take snapshot "),
     ("snap delete base@clean", "would delete snapshot "),
     ("snap rollback base base@clean", "would roll back VDI 0 'base' to snapshot "),
+    (
+        "snap every base 10ms --keep 100",
+        "would give VDI 0 'base' a schedule: a snapshot every",
+    ),
+    ("snap every base off", "would give VDI 0 'base' no schedule\n"),
     ("store grow --extents 8", "would grow "),
     ("store create new.dat --extent-size 1M", "would format new.dat: 6 extents of 1 MiB"),
     ("store gc", "would free 0 B\n"),
@@ -49,6 +54,8 @@ LOOKS = {
     "snap diff",
     "tree",
     "tap list",
+    "lock list",
+    "lock master",
     "tap serve",  # what clients write is theirs; its dry run is tested all the same
     "disk xen",
     "disk qemu",
@@ -72,6 +79,7 @@ def test_no_command_that_changes_something_is_without_a_dry_run() -> None:
         effects[" ".join(words)] = command.effect
     tried = {name for name in effects for line, _ in CHANGES if f"{line} ".startswith(f"{name} ")}
     elsewhere = {"store check", "source"}  # tests of repairs; what a script runs
+    elsewhere |= {"lock break", "lock handover"}  # tests beside a tap
     changing = {name for name, effect in effects.items() if effect != "looks"}
     assert changing <= tried | elsewhere
     assert effects.keys() - changing == LOOKS

@@ -54,11 +54,15 @@ def shell_environment(plx: Plx, tmp_path: Path) -> dict[str, str]:
 
 EXAMPLES = [*dict.fromkeys(examples())]
 SERVING = [line for line in EXAMPLES if line.startswith("plxsh tap")]
+MASTERS = [line for line in EXAMPLES if line.startswith("plxsh lock master")]
+HOLDING = [line for line in EXAMPLES if line.startswith("plxsh -y lock") or " handover" in line]
+"""Those that want others to hold something: tests beside a tap run them."""
 WATCHING = [line for line in EXAMPLES if line.startswith("plxsh watch")]
+_OTHERS = SERVING + MASTERS + HOLDING + WATCHING
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", [line for line in EXAMPLES if line not in SERVING + WATCHING])
+@pytest.mark.parametrize("line", [line for line in EXAMPLES if line not in _OTHERS])
 def test_the_example_works(line: str, shell_environment: dict[str, str]) -> None:
     if line == "plxsh -y vdi delete web --snapshots":
         with Session.open(shell_environment["PARALLAX_STORE"]) as session:
@@ -81,6 +85,14 @@ def test_the_examples_of_the_tap_work(shell_environment: dict[str, str]) -> None
             if words == ["tap", "serve"]:
                 done = as_user(*SERVING[0].split()[1:], environment=shell_environment)
                 assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", MASTERS)
+def test_the_examples_of_the_lock_master_work(line: str, shell_environment: dict[str, str]) -> None:
+    words = re.sub(r":\d+", ":0", line).split()[1:]
+    with serving(*words, environment=shell_environment):
+        pass
 
 
 @pytest.mark.slow

@@ -36,26 +36,30 @@ COMMANDS = {
     "vdi restore": ["old"],
     "snap create": ["base", "--label", "x y"],
     "snap list": ["base"],
+    "snap every": ["base", "1h", "--keep", "48"],
     "snap delete": ["base@spare"],
     "snap rollback": ["base", "base@clean"],
     "snap diff": ["base@clean", "base"],
     "tree": [],
     "tap list": ["--unix", "none.sock"],
+    "lock list": [],
+    "lock break": ["vdi/1"],
+    "lock handover": ["web", "host2"],
     "disk xen": ["base", "xvda"],
     "disk qemu": ["base"],
     "disk libvirt": ["base"],
 }
 """What each command is given; where nothing can be shown, how it fails."""
 
-NO_DATA = {"tap serve", "use", "watch", "source", "help", "exit", "completion"}
+NO_DATA = {"tap serve", "lock master", "use", "watch", "source", "help", "exit", "completion"}
 """Commands without a result of their own."""
 
-FAILS = {"tap list": 3}
+FAILS = {"tap list": 3, "lock break": 3, "lock handover": 3}
 
 SIZES = {
     "size", "own", "shared", "mapped", "used", "free", "extent_size", "allocated", "unreachable",
     "restorable", "bytes", "lost", "freed", "leftovers", "length", "created", "modified", "time",
-    "size_before",
+    "size_before", "schedule_ns", "schedule_keep",
 }  # fmt: skip
 
 
@@ -143,7 +147,11 @@ def test_the_list_of_a_running_tap(plx: Plx) -> None:
 
 
 def test_empty_lists_are_lists(empty: Plx) -> None:
-    for words, key in ((["vdi", "list"], "vdis"), (["tree"], "vdis")):
+    for words, key in (
+        (["vdi", "list"], "vdis"),
+        (["tree"], "vdis"),
+        (["lock", "list"], "locks"),
+    ):
         for form in ("json", "yaml"):
             out = empty("-o", form, *words).out
             document = check(out) if form == "json" else load(out.splitlines())

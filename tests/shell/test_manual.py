@@ -83,7 +83,8 @@ def test_every_program_and_group_has_a_page() -> None:
     names = {path.stem for path in PAGES}
     words = {f"plxsh-{words[0]}" for words in commands(cli)}
     assert names == {"plxsh"} | words | set(TOOLS)
-    assert [path.name for path in PAGES if path.suffix != ".1"] == ["parallaxd.8"]
+    daemons = [path.name for path in PAGES if path.suffix != ".1"]
+    assert sorted(daemons) == ["parallaxd.8", "plxlockmaster.8"]
 
 
 @pytest.mark.slow

@@ -30,7 +30,14 @@ _BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SIZE = re.compile(r"[\d\\.]+\\ [KM]iB")
 _SNAPSHOT = re.compile(r"^(\d+) 0\n")
 _DONE = re.compile(r"\x1e(\d+)\n")
-_PRIVATE_RUN = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /run && exec "$@"', "sh")
+_PRIVATE_RUN = (
+    "unshare",
+    "--mount",
+    "sh",
+    "-c",
+    'mount -t tmpfs none /run && mount -t tmpfs none /var/lib && exec "$@"',
+    "sh",
+)
 
 
 class Terminal:

@@ -224,7 +224,7 @@ def test_a_dumb_terminal(open_shell: OpenShell, store: Path) -> None:
     shell.enter("")
     shell.prompt()
     shell.start("watch 0.2 vdi show web")
-    shell.wait_for(lambda: shell.text.count("State            ok") > 1)
+    shell.wait_for(lambda: shell.text.count("State      ok") > 1)
     shell.key("c-c")
     shell.prompt()
     assert "\x1b" not in shell.transcript.replace("\x1b[?2004h", "").replace("\x1b[?2004l", "")

@@ -1,0 +1,170 @@
+"""`plxlockmaster` with two taps on one store, as if each were a host of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from shell.conftest import Plx
+from shell.tap import PROGRAM, environment, serving
+from support.tap import RawClient, free_port
+
+from plxsh.commands.lock import handover
+
+pytestmark = pytest.mark.slow
+
+KEY = "a key that only tests have, and all of them\n"
+
+
+@pytest.fixture(scope="module")
+def lock_master(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """Address and key of a lock master that is past its quiet time."""
+    folder = tmp_path_factory.mktemp("locks")
+    key = folder / "key"
+    key.write_text(KEY)
+    key.chmod(0o600)
+    address = f"127.0.0.1:{free_port()}"
+    state = str(folder / "state.epoch")
+    words = ["lock", "master", "--listen", address, "--key", str(key), "--lease", "3"]
+    with serving(*words, "--state", state, environment=environment()):
+        time.sleep(6)  # it grants nothing before
+        yield address, key
+
+
+class Host:
+    """A tap, and the tools beside it."""
+
+    def __init__(self, name: str, variables: dict[str, str]) -> None:
+        self.name = name
+        self.variables = variables
+
+    @property
+    def socket(self) -> str:
+        return os.path.join(self.variables["PARALLAX_RUN_DIR"], "nbd.sock")
+
+    def __call__(self, *words: str, status: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, *words],
+            env=self.variables,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == status, done.stderr
+        return done.stdout if not status else done.stderr
+
+
+@pytest.fixture
+def hosts(
+    plx: Plx, lock_master: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Host, Host]]:
+    """Two taps on the store of `plx`, which itself has the same lock master."""
+    address, key = lock_master
+    monkeypatch.setenv("PARALLAX_LOCK_MASTER", address)
+    monkeypatch.setenv("PARALLAX_LOCK_KEY", str(key))
+    with ExitStack() as stack:
+        found = []
+        for name in ("one", "two"):
+            variables = environment()
+            stack.enter_context(serving("tap", "serve", environment=variables))
+            found.append(Host(name, variables))
+        yield found[0], found[1]
+    plx("store", "check")
+
+
+def sessions(plx: Plx) -> list[str]:
+    """The sessions of the taps, in the order in which they began."""
+    rows = plx("-o", "json", "lock", "list").json["locks"]
+    taps = [row for row in rows if row["lock"].startswith("session/")]
+    return [row["lock"] for row in sorted(taps, key=lambda row: row["token"])]
+
+
+def test_each_vdi_has_one_writer_and_tools_reach_it(plx: Plx, hosts: tuple[Host, Host]) -> None:
+    one, two = hosts
+    with RawClient(one.socket).go("web") as client:
+        assert client.write(0, b"n" * 4096) == 0
+        for host in hosts:
+            shown = host("vdi", "resize", "web", "1M", status=4)
+            assert "VDI 'web' is open on " in shown
+        assert re.fullmatch(r"\d+ \d+\n", two("snap", "create", "web", "--label", "live"))
+        with RawClient(two.socket).go("web@live") as snapshot:
+            assert snapshot.read(0, 4096) == b"n" * 4096
+        two("vdi", "rename", "web", "www")
+        assert client.read(0, 4096) == b"n" * 4096
+        with RawClient(two.socket).go("base") as base:
+            assert base.write(0, b"b" * 4096) == 0
+            rows = plx("-o", "json", "vdi", "list").json["vdis"]
+            assert all("(plxsh tap serve)" in row["served_by"] for row in rows)
+        assert two("vdi", "create", "new", "--from", "www@live") == "2\n"
+        assert one("vdi", "delete", "new", "-y") == ""
+        assert one("vdi", "restore", "new") == ""
+        one("store", "gc", "-y")
+        assert client.read(0, 4096) == b"n" * 4096
+        two("store", "grow", "--extents", "8")
+
+
+def test_a_vdi_is_handed_over(plx: Plx, hosts: tuple[Host, Host]) -> None:
+    one, two = hosts
+    to = sessions(plx)[1]
+    assert "nobody has VDI 1 'web' open" in plx.fails(3, "lock", "handover", "web", to)
+    with RawClient(one.socket).go("web") as client:
+        assert client.write(0, b"h" * 4096) == 0
+        assert "no tap on 'nowhere'" in plx.fails(3, "lock", "handover", "web", "nowhere")
+        assert "name one of them" in plx.fails(2, "lock", "handover", "web", os.uname().nodename)
+        told = plx("-n", "lock", "handover", "web", to).out
+        assert told.startswith("would hand over VDI 1 'web' from ")
+        assert client.read(0, 4096) == b"h" * 4096
+        for example in handover.examples:  # the other says that it is there already
+            plx(*example.replace("host2", to).split()[1:])
+        assert client.hung_up()
+    rows = plx("-o", "json", "lock", "list").json["locks"]
+    holder = {row["lock"]: row["process"] for row in rows}
+    assert holder["vdi/1"] == holder[to]
+    with RawClient(two.socket).go("web") as client:
+        assert client.read(0, 4096) == b"h" * 4096
+        assert client.write(0, b"i" * 4096) == 0
+
+
+def test_who_may_not_or_cannot_is_told_in_one_line(
+    plx: Plx, lock_master: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    address, key = lock_master
+    nobody = f"127.0.0.1:{free_port()}"
+    line = plx.fails(5, "--lock-master", nobody, "vdi", "create", "x")
+    assert nobody in line
+    wrong = tmp_path / "wrong"
+    wrong.write_text("another key, but long enough\n")
+    wrong.chmod(0o600)
+    monkeypatch.setenv("PARALLAX_LOCK_KEY", str(wrong))
+    assert "key" in plx.fails(5, "--lock-master", address, "vdi", "create", "x")
+    monkeypatch.delenv("PARALLAX_LOCK_KEY")
+    assert "key" in plx.fails(5, "--lock-master", address, "vdi", "create", "x")
+    assert "names no lock master" in plx.fails(2, "--lock-master", "host", "vdi", "list")
+    monkeypatch.setenv("PARALLAX_LOCK_KEY", str(key))
+    plx("--lock-master", address, "vdi", "create", "x")
+
+
+def test_who_is_not_there_is_no_reason_not_to_list(plx: Plx) -> None:
+    nobody = f"127.0.0.1:{free_port()}"
+    result = plx("--lock-master", nobody, "vdi", "list")
+    assert "web" in result.out
+    assert f"warning: the lock master at {nobody} " in result.err
+
+
+def test_the_tap_of_another_store_is_no_lock_master(plx: Plx, tmp_path: Path) -> None:
+    other = tmp_path / "other.dat"
+    plx("store", "create", other, "--extent-size", "1M")
+    variables = {**environment(), "PARALLAX_STORE": str(other)}
+    with serving("tap", "serve", environment=variables):
+        folder = Path(variables["PARALLAX_RUN_DIR"])
+        (socket,) = folder.glob("*.locks")
+        line = plx.fails(4, "--lock-master", f"unix:{socket}", "vdi", "create", "x")
+        assert "that of a tap with another store" in line
+        plx("-s", other, "--lock-master", f"unix:{socket}", "vdi", "create", "x")
