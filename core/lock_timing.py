@@ -2,7 +2,7 @@
 
 A lease is counted twice: by the client from the moment it sent the renewal, by the master
 from the moment it received it. The client stops early, the master gives away late, and all
-that lies between is time for what was submitted to land. `docs/concurrency.md` has the sum.
+that lies between is time for what was submitted to land. `docs/locks.md` has the sum.
 """
 
 from __future__ import annotations
