@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import socket
+import ssl
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -197,11 +198,18 @@ class Channel:
     # -- bytes -------------------------------------------------------------------------
 
     async def _read(self) -> None:
-        """Wait for bytes, and take what they complete."""
+        """Wait for bytes, and take what they complete.
+
+        That the other side's end was seen is said only when all before it was taken: who
+        says goodbye and waits for that knows that the goodbye was followed.
+        """
+        self._flush()
         if self._protocol.state in (State.CLOSING, State.CLOSED):
             self._end()
         try:
             data = await self._reader.read(_CHUNK)
+        except ssl.SSLError:
+            raise
         except (OSError, EOFError) as error:
             raise Gone(str(error)) from error
         if data:
@@ -210,7 +218,8 @@ class Channel:
             self._protocol.receive_eof()
         for event in self._protocol.events_received():
             self._take(event)
-        self._flush()
+        if not self._arrived:
+            self._flush()
         self._judge()
         over = not data or self._protocol.state in (State.CLOSING, State.CLOSED)
         if over and not self._arrived and not self._heads:

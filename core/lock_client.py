@@ -77,7 +77,7 @@ class Held:
 class Wanted:
     """A lock that was asked for: in the end it has a `grant`, or `refused` says why not.
 
-    `unanswered` if the master has said nothing at all.
+    `unanswered` if the master has said nothing at all, `early` if it grants nothing yet.
     """
 
     name: str
@@ -89,6 +89,7 @@ class Wanted:
     refused: str = ""
     behind: str = ""
     unanswered: bool = False
+    early: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -448,6 +449,7 @@ class LockClient:
         if wanted and reply.seq >= wanted.first:
             del self._wanted[reply.name]
             wanted.refused = reply.reason
+            wanted.early = reply.early
             self._send_release(reply.name)
 
     @_take.register(Released)

@@ -20,7 +20,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from core.errors import BadRequest, Fenced, InUse, IoFailed, NotFound
+from core.errors import BadRequest, Fenced, InUse, IoFailed, NotFound, TooEarly
 from core.lock_auth import new_nonce
 from core.lock_client import Held, LockClient, Wanted
 from core.lock_link import Link
@@ -100,7 +100,7 @@ class RemoteAsked:
         """Return the grant, or None as long as it is not decided.
 
         Raises:
-            InUse: it was refused.
+            InUse: it was refused; TooEarly, because nothing is granted yet.
             IoFailed: the lock master did not answer.
         """
         wanted = self._wanted
@@ -111,6 +111,8 @@ class RemoteAsked:
         why = self._locks.unscoped(wanted.refused)
         if wanted.unanswered:
             raise IoFailed(why, _HINT)
+        if wanted.early:
+            raise TooEarly(why, "try again then")
         raise InUse(why if why.startswith(self._name) else f"{self._name}: {why}")
 
     def cancel(self) -> None:
@@ -158,9 +160,8 @@ class LockConnection:
         self._client = LockClient(host, os.getpid(), what, new_nonce)
         self._desk = threading.Condition()
         self._inbox: list[Called] = []
-        self._told: dict[int, Listing | Broken | Watching] = {}
+        self._told: dict[int, Listing | Broken | Watching | None] = {}
         self._events: list[Event] = []
-        self._watching = False
         self._asked: set[Wanted] = set()
         self._stopping: list[Held] = []
         self._wake: Callable[[], None] | None = None
@@ -187,6 +188,15 @@ class LockConnection:
     def lease_left(self) -> float:
         """Return for how many seconds this session may write without another renewal."""
         return 0.0 if self._client.lost else self._client.valid_until - now()
+
+    def lease_over(self) -> bool:
+        """Return whether the whole lease is over, not only the part in which one may write.
+
+        Counted from when the renewal was sent; the master counts longer, from when it came.
+        """
+        timing = self._client.timing
+        rest = timing.lease - timing.stop_after
+        return bool(self._client.lost) or now() >= self._client.valid_until + rest
 
     def is_lost(self) -> bool:
         """Return whether all that was held is lost, so that one has to begin again."""
@@ -227,11 +237,14 @@ class LockConnection:
         """
         asked = self.ask(name, floor, shared=shared, wait=wait)
         patience = wait + 2 * self._client.timing.renew_every
-        if not self._wait(lambda: asked.is_decided, patience):
+        try:
+            self._wait(lambda: asked.is_decided, patience)
+            grant = asked.poll()
+            if grant is None:
+                raise IoFailed(f"{name}: the lock master does not answer", _HINT)
+        except BaseException:  # a Ctrl-C too: nobody would give back what is granted later
             asked.cancel()
-            raise IoFailed(f"{name}: the lock master does not answer", _HINT)
-        grant = asked.poll()
-        assert grant is not None
+            raise
         return grant
 
     def cancel(self, wanted: Wanted) -> None:
@@ -318,7 +331,6 @@ class LockConnection:
         Raises:
             IoFailed: the lock master cannot be reached.
         """
-        self._watching = True
         self._tell(Watch, Watching)
 
     def events(self) -> Sequence[Event]:
@@ -360,9 +372,10 @@ class LockConnection:
                 with self._turn():
                     if self._client.phase == "joined":
                         mine.append(self._client.next_seq())
+                        self._told[mine[-1]] = None
                         self._client.outgoing.append(request(self._client.session, mine[-1]))
                 retry = min(left, self._client.timing.retry_every)
-                self._wait(lambda: any(seq in self._told for seq in mine), retry)
+                self._wait(lambda: any(self._told[seq] for seq in mine), retry)
                 for seq in mine:
                     told = self._told.get(seq)
                     if isinstance(told, kind):
@@ -457,7 +470,7 @@ class LockConnection:
             elif isinstance(message, (SessionDied, LockReleased)):
                 if len(self._events) < _MOST_EVENTS:
                     self._events.append(message)
-            else:
+            elif message.seq in self._told:  # else it is late, and nobody would take it out
                 self._told[message.seq] = message
         self._client.inbox.clear()
         for wanted in [w for w in self._asked if w.grant is not None or w.refused]:

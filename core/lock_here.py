@@ -7,11 +7,10 @@ and never while anybody waits.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Sequence
 
-from core.errors import InUse, NotFound
+from core.errors import InUse, NotFound, TooEarly
 from core.lock_master import HERE, Grant, LockMaster
 from core.lock_messages import (
     Acknowledge,
@@ -28,6 +27,7 @@ from core.lock_messages import (
     Request,
 )
 from core.lock_timing import now
+from core.lock_unleased import Unleased
 from core.remote import raise_error
 
 _GRACE = 1.0
@@ -67,16 +67,19 @@ class HereAsked:
         self.deadline = deadline
         self.grant: HereGrant | None = None
         self.refused = ""
+        self.early = False
 
     def poll(self) -> HereGrant | None:
         """Return the grant, or None as long as it is not decided.
 
         Raises:
-            InUse: it was refused.
+            InUse: it was refused; TooEarly, because nothing is granted yet.
         """
         if self.grant is None and not self.refused and now() > self.deadline + _GRACE:
             self.cancel()
             self.refused = f"{self.name} was not granted in time"
+        if self.early:
+            raise TooEarly(self.refused, "try again then")
         if self.refused:
             raise InUse(self.refused)
         return self.grant
@@ -86,7 +89,7 @@ class HereAsked:
         self._locks.cancel(self)
 
 
-class LocksHere:
+class LocksHere(Unleased):
     """Session `HERE` of a master, as `core.locks.Locks`.
 
     Args:
@@ -95,7 +98,6 @@ class LocksHere:
         post: takes replies and brings each to its session; called with the mutex.
     """
 
-    leased = False
     shared = True
     store = ""
 
@@ -140,9 +142,13 @@ class LocksHere:
             InUse: someone has it, or the master is still quiet.
         """
         asked = self.ask(name, floor, shared=shared, wait=wait)
-        with self._desk:
-            while (grant := asked.poll()) is None:
-                self._desk.wait(max(asked.deadline + _GRACE - now(), 0.0) + 0.01)
+        try:
+            with self._desk:
+                while (grant := asked.poll()) is None:
+                    self._desk.wait(max(asked.deadline + _GRACE - now(), 0.0) + 0.01)
+        except BaseException:  # a Ctrl-C too: nobody would give back what is granted later
+            self.cancel(asked)
+            raise
         return grant
 
     def cancel(self, asked: HereAsked) -> None:
@@ -223,22 +229,6 @@ class LocksHere:
         """
         self._wake = wake
 
-    # -- what cannot happen here -------------------------------------------------------
-
-    def check(self) -> None:
-        """Do nothing: this process may write as long as it lives."""
-
-    def lease_left(self) -> float:
-        """Return infinity: there is no lease."""
-        return math.inf
-
-    def is_lost(self) -> bool:
-        """Return False: only single grants can be lost, by a break."""
-        return False
-
-    def begin_again(self) -> None:
-        """Do nothing: nothing was lost."""
-
     def close(self) -> None:
         """Give back all that this process holds."""
         with self._desk:
@@ -254,7 +244,8 @@ class LocksHere:
             if grant is not None:
                 self._asked.pop(reply.name).grant = HereGrant(self, grant)
         elif isinstance(reply, Refused) and reply.name in self._asked:
-            self._asked.pop(reply.name).refused = reply.reason
+            asked = self._asked.pop(reply.name)
+            asked.refused, asked.early = reply.reason, reply.early
         elif isinstance(reply, Answered) and reply.call in self._answers:
             self._answers[reply.call] = reply
         elif isinstance(reply, Called) and reply.number > self._newest_call:

@@ -25,6 +25,7 @@ from core.lock_client import LockClient
 from core.lock_messages import Request
 from core.lock_timing import now
 from core.lock_wire import decode_reply, encode
+from core.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,10 @@ _LAST_WORDS: Final = 2.0
 """Seconds for a goodbye to be sent."""
 _NEVER: Final = 3600.0
 _HINT: Final = "look whether the lock master runs there: 'plxsh lock master'"
+_KEY: Final = "name its key with PARALLAX_LOCK_KEY or [lock_master] key"
+_NO_KEY: Final = "start it with --key, or unset PARALLAX_LOCK_KEY and [lock_master] key"
+_TLS: Final = "look at the certificates in PARALLAX_LOCK_TLS or [lock_master] tls, and its log"
+_PERHAPS_TLS: Final = "if it wants certificates: PARALLAX_LOCK_TLS or [lock_master] tls"
 
 
 class Link:
@@ -75,12 +80,14 @@ class Link:
         self._tls = None if self._path else tls
         self._on_state = on_state
         self._trouble = ""
+        self._hint = _HINT
         self._leaving = threading.Event()
         self._is_hopeless = False
         self._channel: Channel | None = None
         self._seal: Seal | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._kick: asyncio.Event | None = None
+        self._connecting: asyncio.Task[Channel] | None = None
         self._thread = threading.Thread(target=self._run, name="lock session", daemon=True)
 
     def start(self, seconds: float) -> None:
@@ -90,15 +97,19 @@ class Link:
             IoFailed: that did not succeed in so many seconds, or it never will.
         """
         self._thread.start()
-        with self._desk:
-            joined = self._desk.wait_for(
-                lambda: self._client.phase == "joined" or self._is_hopeless, seconds
-            )
-            joined = joined and not self._is_hopeless
-            trouble = self._trouble or "it does not answer"
-        if not joined:
+        try:
+            with self._desk:
+                joined = self._desk.wait_for(
+                    lambda: self._client.phase == "joined" or self._is_hopeless, seconds
+                )
+                joined = joined and not self._is_hopeless
+                why, hint = self._trouble, self._hint
+            if not joined:
+                what = f"the lock master at {self.address} cannot be used"
+                raise IoFailed(f"{what}: {why or 'it does not answer'}", hint)
+        except BaseException:  # a Ctrl-C too: nobody else could end the thread
             self.close()
-            raise IoFailed(f"the lock master at {self.address} cannot be used: {trouble}", _HINT)
+            raise
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -109,17 +120,27 @@ class Link:
         self._nudge()
 
     def close(self) -> None:
-        """Send what is left, if that is quick, and end the thread."""
+        """Send what is left, if that is quick, and end the thread.
+
+        While there is no connection there is nobody to tell: what is held is free when the
+        lease is over.
+        """
         self._leaving.set()
         self._nudge()
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
     def _nudge(self) -> None:
-        loop, kick = self._loop, self._kick
-        if loop is not None and kick is not None:
+        if self._loop is not None:
             with suppress(RuntimeError):  # it has ended
-                loop.call_soon_threadsafe(kick.set)
+                self._loop.call_soon_threadsafe(self._look)
+
+    def _look(self) -> None:
+        """Wake the thread, on that thread itself."""
+        assert self._kick is not None
+        self._kick.set()
+        if self._connecting is not None and self._leaving.is_set():
+            self._connecting.cancel()
 
     # -- the thread ----------------------------------------------------------------------
 
@@ -133,20 +154,24 @@ class Link:
         while not self._leaving.is_set():
             began = now()
             try:
-                channel = await self._connect()
+                self._connecting = asyncio.create_task(self._connect())
+                channel = await self._connecting
+                self._connecting = None
                 try:
                     await self._talk(channel)
                 finally:
                     self._channel = None
                     await channel.close(_LAST_WORDS)
-            except (Gone, TimeoutError) as error:
-                self._down(_explained(error))
-            except (Refusal, ParallaxError, OSError) as error:
-                self._is_hopeless = True
-                self._down(_explained(error))
+            except asyncio.CancelledError:
+                break  # by `close`, while it was connecting
+            except TimeoutError as error:
+                self._down(error)
+            except (Gone, Refusal, ParallaxError, OSError) as error:
+                self._is_hopeless = not isinstance(error, Gone)
+                self._down(error)
             except Exception as error:
                 logger.exception("a connection to the lock master failed")
-                self._down(str(error))
+                self._down(error)
             with self._desk:
                 self._after()
             if self._leaving.is_set():
@@ -208,22 +233,23 @@ class Link:
         if not challenge and self._key is None:
             return None
         if self._key is None:
-            raise BadRequest("it wants a shared key", "give the key file")
+            raise BadRequest("it wants a shared key", _KEY)
         if not challenge:
-            raise BadRequest("it has no shared key, so it may be somebody else's")
+            raise BadRequest("it has no shared key, so it may be somebody else's", _NO_KEY)
         nonce = new_nonce()
         channel.send(pack(nonce=nonce, proof=proof(self._key, "client", challenge, nonce)))
         (said,) = unpack(await channel.receive(), "proof")
         if not is_proof(said, proof(self._key, "master", challenge, nonce)):
-            raise BadRequest("it does not have the shared key")
+            raise BadRequest("it does not have the shared key", _KEY)
         return Seal(self._key, "client", challenge, nonce)
 
     async def _talk(self, channel: Channel) -> None:
         """Carry messages until the connection ends; say what is due meanwhile."""
         self._channel = channel
         with self._desk:
-            if self._client.phase != "left":
-                self._client.reconnected(now())
+            if self._client.phase == "left":
+                return
+            self._client.reconnected(now())
         reading = asyncio.create_task(self._read(channel))
         try:
             while not reading.done():
@@ -287,8 +313,9 @@ class Link:
         word = "answers again" if again else "answers"
         logger.info("the lock master at %s %s", self.address, word, extra={"event": "lock_up"})
 
-    def _down(self, why: str) -> None:
-        self._trouble = why
+    def _down(self, error: Exception) -> None:
+        why = printable(_explained(error))
+        self._trouble, self._hint = why, self._what_to_do(error)
         if self._leaving.is_set() or self.state.startswith("down"):
             return
         was_up = self.state == "up"
@@ -300,6 +327,17 @@ class Link:
                 why,
                 extra={"event": "lock_down", "reason": why},
             )
+
+    def _what_to_do(self, error: Exception) -> str:
+        """Return the hint for one who could not connect."""
+        if isinstance(error, ParallaxError):
+            return error.hint or _HINT
+        ended = isinstance(error, (ssl.SSLError, Gone, Refusal, ConnectionResetError))
+        if ended and self._tls is not None:
+            return _TLS
+        if isinstance(error, Refusal):
+            return _KEY if error.reason == "refused" and self._key else _PERHAPS_TLS
+        return _PERHAPS_TLS if isinstance(error, Gone) else _HINT
 
     def _say(self, state: str) -> None:
         self.state = state

@@ -19,9 +19,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import singledispatchmethod
+from itertools import islice
 from typing import Final
 
-from core.errors import BadRequest, InUse, NotFound, ParallaxError
+from core.errors import InUse, NotFound, ParallaxError, TooEarly
 from core.lock_calls import Calls
 from core.lock_epoch import Epochs, VolatileEpochs
 from core.lock_messages import (
@@ -60,14 +61,19 @@ from core.lock_messages import (
 )
 from core.lock_table import Grant, LockTable, Waiter
 from core.lock_timing import Timing
+from core.lock_tokens import Tokens
+from core.lock_unleased import Unleased
 
 __all__ = ["HERE", "Grant", "LockMaster"]
 
 HERE: Final = 0
 """The session of the process in which the master runs."""
 
-_EPOCH_SHIFT: Final = 32
-_MAX_TOKEN: Final = (1 << 63) - 1
+MOST_SESSIONS: Final = 4096
+MOST_NAMES: Final = 8192
+"""That one session holds and waits for: as many as fit into one `Reclaim` of 1 MiB."""
+_SHOWN: Final = 8
+"""Holders of one name that are told to whoever waits for it."""
 
 
 @dataclass(slots=True)
@@ -78,7 +84,6 @@ class _Session:
     nonce: str
     ends: float
     followed: int = 0
-    watching: bool = False
     lost: set[int] = field(default_factory=set)
 
 
@@ -118,7 +123,7 @@ class _Answered:
             self._outcome.release()
 
 
-class LockMaster:
+class LockMaster(Unleased):
     """Grants each name to one holder at a time, or to several who share it.
 
     Args:
@@ -139,7 +144,6 @@ class LockMaster:
         IoFailed: the epoch could not be made durable.
     """
 
-    leased = False
     shared = False
     store = ""
 
@@ -158,8 +162,8 @@ class LockMaster:
         self._epochs = epochs or VolatileEpochs()
         start = self._epochs.start(self.timing.give_away_after)
         self.run = start.epoch
-        self._token = start.epoch << _EPOCH_SHIFT
-        self._next_session = self._token + 1
+        self._tokens = Tokens(self._epochs, self.run)
+        self._next_session = self._tokens.last + 1
         quiet = 0.0 if alone else start.quiet
         self._quiet_until = now + quiet
         self._settled = quiet == 0
@@ -170,9 +174,13 @@ class LockMaster:
         self._told_store = store
         self._now = now
         self._table = LockTable()
-        self._calls = Calls(self._token + 1)
+        self._calls = Calls(self._tokens.last + 1)
         here = here or Who(HERE, "this host", 0, "the lock master's own process")
         self._sessions = {HERE: _Session(here, "", math.inf)}
+        self._nonces: dict[str, int] = {}
+        self._watching: dict[int, None] = {}
+        self._due = now
+        """When something is due at the earliest; nothing has to be looked for before."""
         self._out: list[Reply] = []
 
     # -- for the process it runs in ------------------------------------------------------
@@ -194,18 +202,18 @@ class LockMaster:
             wait: not done: nothing comes free while this process stands still.
 
         Raises:
-            InUse: it is granted already, or others wait for it, or the master was started
-                a moment ago and does not know yet who holds what.
+            InUse: it is granted already, or others wait for it.
+            TooEarly: the master was started a moment ago and does not know yet who holds what.
             IoFailed: the epoch could not be made durable.
         """
         self._serve_released()
         if self._table.held(name, HERE):
             raise InUse(f"{name} is already open for writing in this process")
         if self._now < self._quiet_until:
-            raise InUse(f"{name}: {self._quiet()}", "try again then")
+            raise TooEarly(f"{name}: {self._quiet()}", "try again then")
         if not self._table.is_free(name, shared) or self._table.is_awaited(name):
             raise InUse(f"{name} is held by {self._holders(name) or 'one who waited for it'}")
-        return self._table.add(name, self._new_token(floor), HERE, shared)
+        return self._table.add(name, self._tokens.new(floor), HERE, shared)
 
     def ask(
         self, name: str, floor: int = 0, *, shared: bool = False, wait: float = 0.0
@@ -250,23 +258,9 @@ class LockMaster:
     def when_called(self, wake: Callable[[], None] | None) -> None:
         """Do nothing: nobody will call."""
 
-    def check(self) -> None:
-        """Do nothing: this process may write as long as it lives."""
-
-    def lease_left(self) -> float:
-        """Return infinity: there is no lease."""
-        return math.inf
-
-    def is_lost(self) -> bool:
-        """Return False: nothing can be lost."""
-        return False
-
-    def begin_again(self) -> None:
-        """Do nothing: nothing was lost."""
-
     def close(self) -> None:
         """Give back all that this process holds."""
-        for grant in [grant for grant in self._table if grant.session == HERE]:
+        for grant in self._table.of(HERE):
             self._table.release(grant)
 
     def holder(self, name: str) -> Grant | None:
@@ -283,6 +277,10 @@ class LockMaster:
     def has(self, session: int) -> bool:
         """Return whether a session exists."""
         return session in self._sessions
+
+    def takes(self, nonce: str) -> bool:
+        """Return whether a `Hello` may be followed: its session exists, or there is room."""
+        return nonce in self._nonces or len(self._sessions) <= MOST_SESSIONS
 
     def session_died(self, now: float, session: int) -> list[Reply]:
         """End a session whose process is known to be dead, and with it all of its writes."""
@@ -304,7 +302,7 @@ class LockMaster:
             breaking=sum(grant.revoked is not None for grant in grants),
             waiting=sum(1 for _ in self._table.waiters()),
             calls=self._calls.count(),
-            epoch=self._token >> _EPOCH_SHIFT,
+            epoch=self._tokens.epoch,
             quiet=max(self._quiet_until - self._now, 0.0),
         )
 
@@ -332,26 +330,19 @@ class LockMaster:
         """Return when `tick` is to be called: soon enough to notice an own suspension."""
         if self._out or self._table.released:
             return self._now
-        times = [self._calls.next_deadline(), self._now + self.timing.renew_every / 2]
-        times += [session.ends for session in self._sessions.values()]
-        times += [waiter.deadline for waiter in self._table.waiters()]
-        times += [grant.revoked or 0.0 for grant in self._table.revoked()]
-        if not self._settled:
-            times.append(self._quiet_until)
-        return min(times)
+        return min(self._due, self._calls.next_deadline(), self._now + self.timing.renew_every / 2)
 
     # -- requests ------------------------------------------------------------------------
 
     def _welcome(self, hello: Hello) -> None:
         """Begin a session; a `Hello` that was repeated on its way does not renew it."""
-        for session in self._sessions.values():
-            if session.nonce == hello.nonce != "":
-                break
-        else:
-            who = Who(self._next_session, hello.host, hello.pid, hello.purpose)
+        number = self._nonces.get(hello.nonce)
+        if number is None:
+            number = self._nonces[hello.nonce] = self._next_session
             self._next_session += 1
-            session = self._sessions[who.session] = _Session(who, hello.nonce, self._lease_end())
-        number = session.who.session
+            who = Who(number, hello.host, hello.pid, hello.purpose)
+            self._sessions[number] = _Session(who, hello.nonce, self._lease_end())
+            self._due = min(self._due, self._lease_end())
         self._out.append(Welcome(number, hello.nonce, self.run, self.timing, self._told_store))
 
     @singledispatchmethod
@@ -376,7 +367,8 @@ class LockMaster:
             held = self._table.held(claim.name, request.session)
             free = self._table.is_free(claim.name, claim.shared)
             quiet = self._now < self._quiet_until
-            if held is None and free and quiet and self._goes_above(claim.token):
+            room = self._has_room(request.session)
+            if held is None and free and quiet and room and self._tokens.goes_above(claim.token):
                 self._table.add(claim.name, claim.token, request.session, claim.shared)
             elif held is None or held.token != claim.token:
                 refused.append(claim.name)
@@ -387,12 +379,18 @@ class LockMaster:
         name, session, seq = request.name, request.session, request.seq
         held = self._table.held(name, session)
         if held is None:
+            if not (self._table.is_awaited(name, session) or self._has_room(session)):
+                full = f"{name}: this session holds or wants {MOST_NAMES} locks already"
+                self._out.append(Refused(session, seq, name, full))
+                return
             deadline = self._now + request.wait
             self._table.wait(Waiter(session, seq, name, request.shared, deadline, request.floor))
             self._serve(name)
             if self._table.is_awaited(name, session):
                 if request.wait > 0:
-                    holders = tuple(self._holding(grant) for grant in self._table.on(name))
+                    self._due = min(self._due, deadline)
+                    first = islice(self._table.on(name), _SHOWN)
+                    holders = tuple(self._holding(grant) for grant in first)
                     self._out.append(Waiting(session, seq, name, holders))
                 else:
                     self._refuse(session, seq, name)
@@ -441,6 +439,7 @@ class LockMaster:
         for grant in list(self._table.on(request.name)):
             if grant.token == request.token:
                 self._table.revoke(grant, self._lease_end())
+                self._due = min(self._due, self._lease_end())
                 self._sessions[grant.session].lost.add(grant.token)
                 seconds = (grant.revoked or self._now) - self._now
         self._out.append(Broken(request.session, request.seq, seconds))
@@ -452,7 +451,7 @@ class LockMaster:
 
     @_follow.register(Watch)
     def _watch(self, request: Watch) -> None:
-        self._sessions[request.session].watching = True
+        self._watching[request.session] = None
         self._out.append(Watching(request.session, request.seq))
 
     # -- time ----------------------------------------------------------------------------
@@ -468,9 +467,19 @@ class LockMaster:
         if away > self.timing.renew_every:
             for session in self._sessions.values():
                 session.ends += away
+        if self._now >= self._due:
+            self._end_what_is_over()
+        self._serve_released()
+        self._out += self._calls.expire(self._now)
+
+    def _end_what_is_over(self) -> None:
+        """Look through everything that has a time, and when there is something next.
+
+        What was renewed or is over since then makes the next look too early, never too late.
+        """
         for number, session in list(self._sessions.items()):
             if session.ends <= self._now:
-                self._suspect(grant for grant in self._table if grant.session == number)
+                self._suspect(self._table.of(number))
                 self._end(number)
                 self._tell(SessionDied(HERE, session.who))
         for grant in list(self._table.revoked()):
@@ -486,7 +495,12 @@ class LockMaster:
         for waiter in list(self._table.waiters()):
             if waiter.deadline <= self._now:
                 self._refuse(waiter.session, waiter.seq, waiter.name)
-        self._out += self._calls.expire(self._now)
+        times = [session.ends for session in self._sessions.values()]
+        times += [waiter.deadline for waiter in self._table.waiters()]
+        times += [grant.revoked or 0.0 for grant in self._table.revoked()]
+        if not self._settled:
+            times.append(self._quiet_until)
+        self._due = min(times)
 
     def _suspect(self, grants: Iterable[Grant]) -> None:
         """Remember names whose holder ended without a word; who shares a name does not write."""
@@ -498,11 +512,12 @@ class LockMaster:
 
     def _end(self, number: int) -> None:
         """Forget a session and free all it holds."""
-        del self._sessions[number]
-        for grant in [grant for grant in self._table if grant.session == number]:
+        del self._nonces[self._sessions.pop(number).nonce]
+        self._watching.pop(number, None)
+        for grant in self._table.of(number):
             self._table.release(grant)
-        for waiter in [waiter for waiter in self._table.waiters() if waiter.session == number]:
-            self._leave(waiter.name, number)
+        for name in self._table.wanted(number):
+            self._leave(name, number)
         self._out += self._calls.session_ended(number)
 
     # -- granting ------------------------------------------------------------------------
@@ -512,7 +527,7 @@ class LockMaster:
         while self._now >= self._quiet_until and (waiter := self._table.next_turn(name)):
             self._table.leave(name, waiter.session)
             try:
-                token = self._new_token(waiter.floor)
+                token = self._tokens.new(waiter.floor)
             except ParallaxError as error:
                 self._out.append(Refused(waiter.session, waiter.seq, name, error.message))
                 continue
@@ -536,44 +551,26 @@ class LockMaster:
         quiet = self._now < self._quiet_until
         reason = self._quiet() if quiet else f"held by {self._holders(name)}"
         self._leave(name, session)
-        self._out.append(Refused(session, seq, name, f"{name}: {reason}"))
+        self._out.append(Refused(session, seq, name, f"{name}: {reason}", quiet))
 
-    def _new_token(self, floor: int) -> int:
-        """Return a token higher than every one before; its epoch is durable by then.
-
-        A floor may come from a master with a higher epoch, whose file was lost or is
-        another one.
-        """
-        token = max(self._token, floor) + 1
-        if not 0 < token <= _MAX_TOKEN:
-            raise BadRequest(f"there is no token above {floor}", "run 'plxsh store check'")
-        if token >> _EPOCH_SHIFT > self._token >> _EPOCH_SHIFT:
-            self._epochs.raise_to(token >> _EPOCH_SHIFT)
-        self._token = token
-        return token
-
-    def _goes_above(self, token: int) -> bool:
-        """Return whether all later tokens will be higher; only a lost file makes that work."""
-        try:
-            if token > self._token:
-                self._new_token(token - 1)
-        except ParallaxError:
-            return False
-        return True
+    def _has_room(self, session: int) -> bool:
+        """Return whether a session may have another name; the own process does not ask."""
+        return session == HERE or self._table.count(session) < MOST_NAMES
 
     # -- telling -------------------------------------------------------------------------
 
     def _tell(self, event: Event) -> None:
-        for number, session in self._sessions.items():
-            if session.watching:
-                self._out.append(replace(event, session=number))
+        for number in self._watching:
+            self._out.append(replace(event, session=number))
 
     def _holding(self, grant: Grant) -> Holding:
         who = self._sessions[grant.session].who
         return Holding(grant.name, grant.token, grant.shared, who, grant.revoked is not None)
 
     def _holders(self, name: str) -> str:
-        return ", ".join(str(self._sessions[grant.session].who) for grant in self._table.on(name))
+        grants = [*islice(self._table.on(name), _SHOWN + 1)]
+        shown = [str(self._sessions[grant.session].who) for grant in grants[:_SHOWN]]
+        return ", ".join(shown if len(grants) <= _SHOWN else [*shown, "others"])
 
     def _quiet(self) -> str:
         seconds = math.ceil(self._quiet_until - self._now)

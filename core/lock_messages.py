@@ -240,12 +240,13 @@ class Waiting:
 
 @dataclass(slots=True)
 class Refused:
-    """The lock is not to be had, or not in time."""
+    """The lock is not to be had, or not in time; `early` if nothing is granted yet at all."""
 
     session: int
     seq: int
     name: str
     reason: str
+    early: bool = False
 
 
 @dataclass(slots=True)

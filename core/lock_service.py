@@ -23,11 +23,10 @@ import logging
 import os
 import socket
 import ssl
-import struct
 import threading
 from collections import Counter
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 from core.errors import BadRequest
 from core.listen import listen_tcp, listen_unix
@@ -46,8 +45,10 @@ from core.lock_messages import (
     Welcome,
     Who,
 )
+from core.lock_peer import peer_name, peer_pidfd
 from core.lock_timing import Timing, now
 from core.lock_wire import MOST_BYTES_BACK, decode_request, encode
+from core.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +57,12 @@ HANDSHAKE: Final = 10.0
 MOST_STRANGERS: Final = 128
 """Connections that have not; one more, and the oldest has to go."""
 MOST_LINES: Final = 2000
+_TICK: Final = 0.01
+"""Seconds between two looks at the time: deadlines in a row must not keep the master busy."""
 _LAST_WORDS: Final = 1.0
 """Seconds for the other side to take them."""
 _MOST_SESSIONS: Final = 64
 """Sessions of one connection."""
-_CREDENTIALS: Final = struct.Struct("3i")
 _OR_KEY: Final = "give certificates with --tls or a shared key with --key, or use 127.0.0.1"
 
 
@@ -135,7 +137,7 @@ class LockService:
             if unix:
                 with short_path(unix) as path:
                     self._listeners.append(listen_unix(path))
-            here = Who(HERE, socket.gethostname(), os.getpid(), purpose)
+            here = Who(HERE, printable(socket.gethostname()), os.getpid(), printable(purpose))
             self.master = LockMaster(timing, epochs, now(), alone=alone, store=store, here=here)
         except BaseException:
             self._close_doors()
@@ -232,7 +234,7 @@ class LockService:
                 continue
             self.connections += 1
             if len(self._tasks) >= MOST_LINES:
-                self._refuse(_peer(sock)[0], "too_many", "too many connections")
+                self._refuse(peer_name(sock), "too_many", "too many connections")
                 sock.close()
                 continue
             while len(self._strangers) >= MOST_STRANGERS:
@@ -247,7 +249,7 @@ class LockService:
 
     async def _talk(self, sock: socket.socket) -> None:
         """Serve one connection to its end; nothing that happens on it goes further."""
-        peer, pid = _peer(sock)
+        peer = peer_name(sock)
         local = sock.family == socket.AF_UNIX
         channel: Channel | None = None
         line: _Line | None = None
@@ -261,12 +263,13 @@ class LockService:
                 await channel.accept()
                 seal = await self._prove(channel, None if local else self._key)
             self._strangers.pop(task, None)
-            line = self._new_line(channel, peer, seal, pid)
+            line = self._new_line(channel, peer, seal, sock if local else None)
             patience = self.master.timing.give_away_after
             while True:
                 async with asyncio.timeout(patience):
                     data = await channel.receive()
                 self._take(line, data)
+                await asyncio.sleep(0)  # however much it has to say, others are heard between
         except asyncio.CancelledError:
             if not self._stop.is_set():
                 self._refuse(peer, "too_many", "others came, and it had not said who it is")
@@ -309,12 +312,10 @@ class LockService:
         channel.send(pack(proof=proof(key, "master", challenge, nonce)))
         return Seal(key, "master", challenge, nonce)
 
-    def _new_line(self, channel: Channel, peer: str, seal: Seal | None, pid: int) -> _Line:
-        pidfd = -1
-        if pid > 0:
-            # Without one its sessions are known to be dead only when their leases run out.
-            with suppress(OSError):
-                pidfd = os.pidfd_open(pid)
+    def _new_line(
+        self, channel: Channel, peer: str, seal: Seal | None, local: socket.socket | None
+    ) -> _Line:
+        pidfd = peer_pidfd(local) if local is not None else -1
         line = _Line(channel, peer, seal, pidfd)
         if pidfd >= 0:
             asyncio.get_running_loop().add_reader(pidfd, self._died, line)
@@ -340,11 +341,12 @@ class LockService:
         self._unwatch(line)
         for session in sorted(line.sessions):
             with self.desk:
-                self._post(self.master.session_died(now(), session), line)
+                self._post(self.master.session_died(now(), session))
         self._forget_ended()
 
     def _refuse(self, peer: str, reason: str, why: str, channel: Channel | None = None) -> None:
         self.refused[reason] += 1
+        why = printable(why)  # some of it may be in the other side's words
         logger.warning(
             "%s was refused: %s",
             peer,
@@ -363,23 +365,28 @@ class LockService:
         self.messages[type(request).__name__] += 1
         with self.desk:
             self._may_say(line, request)
-            self._post(self.master.receive(now(), request), line)
+            replies = self._others(self.master.receive(now(), request))
+        self._deliver(replies, line)
 
     def _may_say(self, line: _Line, request: Request) -> None:
         """Make sure that a request is its connection's to make."""
         if isinstance(request, Hello):
             if len(line.sessions) >= _MOST_SESSIONS:
                 raise Refusal("too_many", "too many sessions on one connection")
+            if not self.master.takes(request.nonce):
+                raise Refusal("too_many", "too many sessions")
         elif request.session not in line.sessions and self.master.has(request.session):
             raise Refusal("foreign_session", f"it spoke for session {request.session} of another")
 
-    def _post(self, replies: list[Reply], line: _Line | None = None) -> None:
-        """Bring replies to their sessions; called with the mutex, on any thread.
+    def _post(self, replies: list[Reply]) -> None:
+        """Bring replies to their sessions; called with the mutex, on any thread."""
+        others = self._others(replies)
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._deliver, others, None)
 
-        Args:
-            replies: what the master says.
-            line: where the request came from, on this service's own thread.
-        """
+    def _others(self, replies: list[Reply]) -> list[Reply]:
+        """Take what is for this process; return the rest. Called with the mutex."""
         others: list[Reply] = []
         for reply in replies:
             if isinstance(reply, SessionDied) and reply.session == HERE:
@@ -389,16 +396,15 @@ class LockService:
                 self.locks.take(reply)
             else:
                 others.append(reply)
-        if self._loop is None:
-            return
-        if line is not None:
-            self._deliver(others, line)
-        else:
-            with suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(self._deliver, others, None)
+        return others
 
     def _deliver(self, replies: list[Reply], line: _Line | None) -> None:
-        """Send replies, on the service's own thread."""
+        """Send replies, on the service's own thread.
+
+        Args:
+            replies: what the master says.
+            line: where the request came from, if it came from one.
+        """
         for reply in replies:
             if isinstance(reply, Welcome) and line is not None:
                 self._bind(reply.session, line)
@@ -407,9 +413,11 @@ class LockService:
                 continue
             try:
                 target.send(reply)
-            except (Refusal, BadRequest) as error:
+            except BadRequest as error:  # a list of very many locks: its session must not go
+                logger.error("%s: %s", target.peer, error, extra={"event": "too_long"})
+            except Refusal as error:
                 target.open = False
-                self._refuse(target.peer, getattr(error, "reason", "oversized"), str(error))
+                self._refuse(target.peer, error.reason, str(error))
                 target.channel.abort()
         self._look_later()
 
@@ -444,24 +452,9 @@ class LockService:
             return
         with self.desk:
             due = self.master.next_due()
-        at = loop.time() + max(due - now(), 0.0)
+        at = loop.time() + max(due - now(), _TICK)
         if self._timer is not None:
             if self._timer.when() <= at:
                 return
             self._timer.cancel()
         self._timer = loop.call_at(at, self._tick)
-
-
-def _peer(sock: socket.socket) -> tuple[str, int]:
-    """Return who is at the other end, for the log, and its process if it is on this host."""
-    try:
-        if sock.family == socket.AF_UNIX:
-            size = _CREDENTIALS.size
-            found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-            pid, uid, _ = _CREDENTIALS.unpack(found)
-            return f"process {pid} (user {uid})", pid
-        address: Any = sock.getpeername()
-    except OSError:
-        return "somebody", 0
-    host, port = address[:2]
-    return (f"[{host}]:{port}" if ":" in host else f"{host}:{port}"), 0

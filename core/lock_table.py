@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from core.errors import Fenced
+
+_Item = TypeVar("_Item")
 
 
 class Grant:
@@ -77,6 +80,8 @@ class LockTable:
         self._shared: dict[str, dict[int, Grant]] = {}
         self._revoked: dict[str, list[Grant]] = {}
         self._waiting: dict[str, list[Waiter]] = {}
+        self._of: dict[int, dict[Grant, None]] = {}
+        self._wanted: dict[int, dict[str, None]] = {}
 
     # -- grants ------------------------------------------------------------------------
 
@@ -99,6 +104,14 @@ class LockTable:
         for grants in self._revoked.values():
             yield from grants
 
+    def of(self, session: int) -> list[Grant]:
+        """Return the grants of a session, with those taken back."""
+        return [*self._of.get(session, ())]
+
+    def count(self, session: int) -> int:
+        """Return how many grants a session has, and how many it waits for."""
+        return len(self._of.get(session, ())) + len(self._wanted.get(session, ()))
+
     def held(self, name: str, session: int) -> Grant | None:
         """Return what a session holds under a name."""
         grant = self.exclusive.get(name)
@@ -118,6 +131,7 @@ class LockTable:
             self._shared.setdefault(name, {})[session] = grant
         else:
             self.exclusive[name] = grant
+        self._of.setdefault(session, {})[grant] = None
         return grant
 
     def revoke(self, grant: Grant, until: float) -> None:
@@ -130,6 +144,7 @@ class LockTable:
     def release(self, grant: Grant) -> None:
         """End a grant if it still exists."""
         if self._take_out(grant):
+            _forget(self._of, grant.session, grant)
             self.released.append(grant)
 
     def _take_out(self, grant: Grant) -> bool:
@@ -156,21 +171,25 @@ class LockTable:
     def wait(self, waiter: Waiter) -> None:
         """Queue a waiter, or keep its place if it repeats itself."""
         queue = self._waiting.setdefault(waiter.name, [])
-        for place, other in enumerate(queue):
-            if other.session == waiter.session:
-                queue[place] = waiter
-                return
-        queue.append(waiter)
+        if self.is_awaited(waiter.name, waiter.session):
+            place = [other.session for other in queue].index(waiter.session)
+            queue[place] = waiter
+        else:
+            queue.append(waiter)
+            self._wanted.setdefault(waiter.session, {})[waiter.name] = None
 
     def waiters(self) -> Iterator[Waiter]:
         """Go through all that wait."""
         for queue in self._waiting.values():
             yield from queue
 
+    def wanted(self, session: int) -> list[str]:
+        """Return the names that a session waits for."""
+        return [*self._wanted.get(session, ())]
+
     def is_awaited(self, name: str, session: int | None = None) -> bool:
         """Return whether anyone, or this session, waits for a name."""
-        queue = self._waiting.get(name, ())
-        return any(session in (None, waiter.session) for waiter in queue)
+        return name in (self._waiting if session is None else self._wanted.get(session, ()))
 
     def next_turn(self, name: str) -> Waiter | None:
         """Return whose turn it is, if what they want is free."""
@@ -179,8 +198,18 @@ class LockTable:
 
     def leave(self, name: str, session: int) -> None:
         """Let a session wait no longer."""
-        queue = [waiter for waiter in self._waiting.get(name, ()) if waiter.session != session]
+        if not self.is_awaited(name, session):
+            return
+        _forget(self._wanted, session, name)
+        queue = [waiter for waiter in self._waiting[name] if waiter.session != session]
         if queue:
             self._waiting[name] = queue
         else:
-            self._waiting.pop(name, None)
+            del self._waiting[name]
+
+
+def _forget(records: dict[int, dict[_Item, None]], session: int, item: _Item) -> None:
+    """Take an item from the records of a session, and the records with the last one."""
+    del records[session][item]
+    if not records[session]:
+        del records[session]

@@ -8,7 +8,8 @@ socket imports this, and msgspec with it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
+from functools import cache
 from typing import Any, Final, get_args
 
 import msgspec
@@ -26,6 +27,8 @@ _MOST_NUMBER: Final = (1 << 63) - 1
 _MOST_SECONDS: Final = 1e9
 _LONG: Final = {"argument", "text"}
 """Fields that sessions fill for each other, as long as a message may be."""
+_NEVER_EMPTY: Final = {"name", "nonce"}
+_PLAIN: Final = (str, int, float)
 
 _Kinds = dict[str, msgspec.json.Decoder[Any]]
 _encode: Final = msgspec.json.Encoder().encode
@@ -50,9 +53,7 @@ def decode_request(data: bytes | str) -> Request:
     Raises:
         BadRequest: it is no request.
     """
-    message: Request = _decode(data, _REQUESTS)
-    for wrong in _wrong_texts(message):
-        raise BadRequest(f"{type(message).__name__}: {wrong}")
+    message: Request = _decode(data, _REQUESTS, MOST_NAME)
     return message
 
 
@@ -62,11 +63,11 @@ def decode_reply(data: bytes | str) -> Reply:
     Raises:
         BadRequest: it is no reply.
     """
-    message: Reply = _decode(data, _REPLIES)
+    message: Reply = _decode(data, _REPLIES, MOST_BYTES_BACK)
     return message
 
 
-def _decode(data: bytes | str, kinds: _Kinds) -> Any:
+def _decode(data: bytes | str, kinds: _Kinds, most_text: int) -> Any:
     try:
         kind, body = _envelope.decode(data)
         decoder = kinds.get(kind)
@@ -77,39 +78,42 @@ def _decode(data: bytes | str, kinds: _Kinds) -> Any:
         raise BadRequest(f"not a message: {error}") from error
     except RecursionError as error:
         raise BadRequest("not a message: it is nested too deeply") from error
-    for wrong in _wrong_numbers(message):
-        raise BadRequest(f"{kind}: {wrong}")
+    for name, value in _parts(message):
+        if wrong := _wrong(name, value, most_text):
+            raise BadRequest(f"{kind}: {name} {wrong}")
     return message
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     """Go through all fields of a message, and of what is in it."""
-    for field in fields(value):
-        part = getattr(value, field.name)
+    kind: Any = type(value)
+    for name in _names(kind):
+        part = getattr(value, name)
         for item in part if isinstance(part, tuple) else (part,):
-            if is_dataclass(item):
-                yield from _parts(item)
+            if isinstance(item, _PLAIN):
+                yield name, item
             else:
-                yield field.name, item
+                yield from _parts(item)
 
 
-def _wrong_numbers(message: Any) -> Iterator[str]:
-    for name, value in _parts(message):
-        if isinstance(value, float) and not 0 <= value <= _MOST_SECONDS:
-            yield f"{name} is no time"
-        elif isinstance(value, int) and not 0 <= value <= _MOST_NUMBER:
-            yield f"{name} is out of range"
+@cache
+def _names(kind: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))
 
 
-def _wrong_texts(message: Any) -> Iterator[str]:
-    for name, value in _parts(message):
-        if isinstance(value, str) and name not in _LONG:
-            if len(value.encode()) > MOST_NAME:
-                yield f"{name} is longer than {MOST_NAME} bytes"
-            elif not value.isprintable():
-                yield f"{name} has characters that cannot be shown"
-            elif name in ("name", "nonce") and not value:
-                yield f"{name} is empty"
+def _wrong(name: str, value: float | str, most_text: int) -> str:
+    """Return what is wrong with a field; what is told to people must not move their cursor."""
+    if not isinstance(value, str):
+        if isinstance(value, int):
+            return "" if 0 <= value <= _MOST_NUMBER else "is out of range"
+        return "" if 0 <= value <= _MOST_SECONDS else "is no time"
+    if name in _LONG:
+        return ""
+    if not value:
+        return "is empty" if name in _NEVER_EMPTY else ""
+    if len(value) > most_text or len(value.encode()) > most_text:
+        return f"is longer than {most_text} bytes"
+    return "" if value.isprintable() else "has characters that cannot be shown"
 
 
 def _decoders(union: Any) -> _Kinds:

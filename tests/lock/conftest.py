@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.locks import service
+from support.locks import SHORT, service
 
 from core.lock_connection import LockConnection
 from core.lock_service import LockService
+from core.lock_timing import Timing
 
 
 @pytest.fixture
@@ -26,9 +27,15 @@ def unix(folder: Path) -> str:
 
 
 @pytest.fixture
-def master(unix: str) -> Iterator[LockService]:
+def timing() -> Timing:
+    return SHORT
+
+
+@pytest.fixture
+def master(unix: str, timing: Timing) -> Iterator[LockService]:
     """A lock master on a Unix socket and on TCP."""
-    with service(unix, ("127.0.0.1", 0), store="5e" * 16, purpose="tap") as found:
+    listen = ("127.0.0.1", 0)
+    with service(unix, listen, store="5e" * 16, purpose="tap", timing=timing) as found:
         yield found
 
 

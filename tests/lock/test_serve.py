@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -95,6 +96,17 @@ def test_the_metrics(master: LockService, join: Join) -> None:
             urllib.request.urlopen(f"http://127.0.0.1:{page.address[1]}/")
     finally:
         page.close()
+
+
+def test_the_metrics_are_documented(master: LockService) -> None:
+    page = LockMetrics(master).text().decode()
+    told = {
+        (family.name + "_total" * (family.type == "counter"), family.type)
+        for family in text_string_to_metric_families(page)
+        if family.name.startswith("parallax_")
+    }
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert {*re.findall(r"^\| `(parallax_lock_\w+)` \| (\w+) \|", text, re.MULTILINE)} == told
 
 
 def test_a_slow_visitor_of_the_metrics_is_dropped(

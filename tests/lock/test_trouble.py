@@ -12,7 +12,7 @@ import pytest
 from lock.conftest import Join
 from support.locks import SHORT, FreshEpochs, process, service, soon
 
-from core.errors import Fenced, InUse, IoFailed
+from core.errors import Fenced, InUse, IoFailed, TooEarly
 from core.lock_epoch import EpochFile
 from core.lock_messages import Welcome
 from core.lock_service import LockService, _Line
@@ -49,7 +49,7 @@ def test_what_is_held_lives_through_a_restart(
         assert second.master.run > before
         held.check()
         assert [(h.name, h.token) for h in locks.holdings()] == [("vdi/1", held.token)]
-        with pytest.raises(InUse, match="started a moment ago and grants nothing for"):
+        with pytest.raises(TooEarly, match="started a moment ago and grants nothing for"):
             locks.acquire("vdi/2")
         assert locks.acquire("vdi/2", wait=30.0).token > held.token
         held.check()
@@ -70,7 +70,7 @@ def test_a_master_that_is_alone_need_not_wait(folder: Path, unix: str, join: Joi
     file.close()
     file = settled(folder / "epoch")
     with service(unix, epochs=file) as master:
-        with pytest.raises(InUse, match="started a moment ago"):
+        with pytest.raises(TooEarly, match="started a moment ago"):
             master.locks.acquire("vdi/1")
         master.locks.acquire("vdi/1", wait=30.0)
         assert master.locks.suspect("vdi/1")
@@ -93,14 +93,20 @@ def test_a_lease_lapses_when_the_master_is_away(unix: str, join: Join) -> None:
         assert left > 0
         time.sleep(0.01)
     assert locks.lease_left() <= 0
+    assert not locks.lease_over()  # the I/O time and the skew are left
+    soon(locks.lease_over)
+    assert locks.lease_left() <= SHORT.stop_after - SHORT.lease
+    assert not locks.is_lost()
     with pytest.raises(Fenced, match="not renewed the lease for too long"):
         held.check()
     with service(unix, epochs=FreshEpochs(2)):  # one that knows nothing, and grants at once
         soon(locks.is_lost)
         with pytest.raises(Fenced, match="were lost"):
             locks.check()
+        assert locks.lease_over()
         locks.begin_again()
         soon(lambda: locks.lease_left() > 0)
+        assert not locks.lease_over()
         fresh = locks.acquire("vdi/1")
         fresh.check()
         with pytest.raises(Fenced, match="vdi/1 was lost"):
