@@ -2,6 +2,7 @@
 
 | name | method | argument | answer |
 | --- | --- | --- | --- |
+| `vdi/N` | all of them | uuid, that of the VDI, and | |
 | `vdi/N` | `snapshot` | label | block, offset |
 | `vdi/N` | `delete_snapshot` | block, offset, time_ns | |
 | `vdi/N` | `rename` | name | |
@@ -95,23 +96,26 @@ class Answers:
                 "use the same version everywhere",
             ) from error
 
-    def _vdi(self, which: str) -> Vdi:
-        """Return an open VDI that is not in the middle of a change."""
+    def _vdi(self, which: str, argument: Argument) -> Vdi:
+        """Return an open VDI that is not in the middle of a change.
+
+        The number alone may be that of another VDI by now.
+        """
         session = self._session
         vdi = next((vdi for vdi in session.open_vdis if str(vdi.id) == which), None)
-        if vdi is None:
+        if vdi is None or vdi.record.uuid.hex() != argument["uuid"]:
             raise NotFound(f"VDI {which} is not open here any more", "try again")
         if session.is_changing(vdi):
             raise InUse(f"VDI {vdi.name!r} is being changed", "wait until that is done")
         return vdi
 
     def _snapshot(self, which: str, argument: Argument) -> Work:
-        vdi = self._vdi(which)
+        vdi = self._vdi(which, argument)
         where = vdi.snapshot(str(argument["label"]))
         return Work([vdi], lambda: {"block": where.block, "offset": where.offset})
 
     def _delete_snapshot(self, which: str, argument: Argument) -> Work:
-        vdi = self._vdi(which)
+        vdi = self._vdi(which, argument)
         where = SnapshotId(int(argument["block"]), int(argument["offset"]))
         snapshot = snaplog.find(self._session.store, vdi.latest, where)
         if snapshot is None or snapshot.time_ns != argument["time_ns"]:
@@ -120,7 +124,7 @@ class Answers:
         return Work([vdi], dict)
 
     def _rename(self, which: str, argument: Argument) -> Work:
-        vdi = self._vdi(which)
+        vdi = self._vdi(which, argument)
         name = str(argument["name"])
         check_name(name)
         if any(r.name == name and r.id != vdi.id for r in Registry(vdi.store).vdis()):
@@ -129,7 +133,7 @@ class Answers:
         return Work([vdi], dict)
 
     def _schedule(self, which: str, argument: Argument) -> Work:
-        vdi = self._vdi(which)
+        vdi = self._vdi(which, argument)
         vdi.set_schedule(int(argument["every_ns"]), int(argument["keep"]))
         return Work([vdi], dict)
 
@@ -143,8 +147,8 @@ class Answers:
 
     def _seal(self, _which: str, argument: Argument) -> Work:
         member = self._session.member
+        vdis = self._session.all_held()
         member.seal(int(argument["collection"]))
-        vdis = self._session.held_vdis
         return Work(vdis, lambda: {"extents": member.sealed()}, member.unseal)
 
     def _sweep(self, _which: str, argument: Argument) -> Work:
@@ -160,6 +164,6 @@ class Answers:
 
     def _yield(self, which: str, _argument: Argument) -> Work:
         member, number = self._session.member, int(which)
-        member.spare(number)
-        vdis = self._session.held_vdis
-        return Work(vdis, lambda: member.hand_over(number), member.expire)
+        vdis = self._session.all_held()
+        time = member.spare(number)
+        return Work(vdis, lambda: member.hand_over(number, time), member.expire)

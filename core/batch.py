@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from core.errors import NoSpace, ParallaxError
+from core.errors import NoSpace, NoSpaceYet, ParallaxError
 from core.format import BLOCK, BLOCK_MASK, BLOCK_SHIFT, WRITABLE, ZERO_BLOCK, blocks_for
 from core.image import Image
 
@@ -152,6 +152,9 @@ class WriteBatch:
         fresh, self._fresh = self._fresh, []
         try:
             runs = self._take(sum(item.length for item in fresh))
+        except NoSpaceYet as error:
+            self._failed += [(item.request, error) for item in fresh]
+            return
         except NoSpace as error:
             if len(fresh) == 1:
                 self._failed.append((fresh[0].request, error))

@@ -55,7 +55,8 @@ def wherever_open(
             with session.closing(vdi):
                 return here(vdi)
         try:
-            return ask(session.locks, f"vdi/{record.id}", method, argument)
+            named = {**argument, "uuid": record.uuid.hex()}
+            return ask(session.locks, f"vdi/{record.id}", method, named)
         except NotFound as error:
             gone = error
     assert gone is not None

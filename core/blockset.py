@@ -20,7 +20,7 @@ _THERE: Final = np.uint8(1)
 
 
 class BlockSet:
-    """A set of block numbers below `blocks`.
+    """A set of block numbers, most of them below `blocks`: a store may grow meanwhile.
 
     Attributes:
         bits: bit *i* of byte *j* says whether block 8 *j* + *i* is in the set.
@@ -30,7 +30,23 @@ class BlockSet:
         """Start empty."""
         self.bits: NDArray[np.uint8] = np.zeros((blocks + 7) >> 3, np.uint8)
         self._bytes = self.bits.data
-        self._pages = np.zeros((blocks >> _PAGE_SHIFT) + 1, np.bool_)
+        self._pages = np.zeros((self.bits.size >> (_PAGE_SHIFT - 3)) + 1, np.bool_)
+
+    def _fit(self, size: int) -> None:
+        """Have at least `size` bytes of bits."""
+        if size <= self.bits.size:
+            return
+        bits = np.zeros(size, np.uint8)
+        for page in self._used():
+            bits[page][: self.bits[page].size] = self.bits[page]
+        self.bits = bits
+        self._bytes = bits.data
+        self._pages = np.pad(self._pages, (0, (size >> (_PAGE_SHIFT - 3)) + 1 - self._pages.size))
+
+    def _match(self, other: BlockSet) -> None:
+        """Have as many bits as another set, and the other as many as this one."""
+        self._fit(other.bits.size)
+        other._fit(self.bits.size)
 
     def __contains__(self, block: int) -> bool:
         """Say whether a block is in the set."""
@@ -39,18 +55,23 @@ class BlockSet:
 
     def add(self, block: int) -> None:
         """Add one block."""
+        self._fit((block >> 3) + 1)
         self._bytes[block >> 3] |= 1 << (block & 7)
         self._pages[block >> _PAGE_SHIFT] = True
 
     def add_all(self, blocks: NDArray[np.int64]) -> None:
         """Add blocks in any order; some may be named more than once."""
+        if not blocks.size:
+            return
         byte, low = blocks >> 3, (blocks & 7).astype(np.uint8)
+        self._fit(int(byte.max()) + 1)
         for bit in range(8):  # one at a time, so that it does not matter who writes a byte last
             self.bits[byte[low == bit]] |= np.uint8(1 << bit)
         self._pages[blocks >> _PAGE_SHIFT] = True
 
     def put(self, start: int, bits: NDArray[np.uint8]) -> None:
         """Set what is known of the blocks from `start`, a multiple of 8, on."""
+        self._fit((start >> 3) + bits.size)
         self.bits[start >> 3 : (start >> 3) + bits.size] = bits
         self._pages[start >> _PAGE_SHIFT : ((start + 8 * bits.size - 1) >> _PAGE_SHIFT) + 1] = True
 
@@ -62,6 +83,7 @@ class BlockSet:
 
     def __ior__(self, other: BlockSet) -> BlockSet:
         """Add what is in another set of the same store."""
+        self._match(other)
         for page in other._used():
             self.bits[page] |= other.bits[page]
         self._pages |= other._pages
@@ -69,12 +91,15 @@ class BlockSet:
 
     def __isub__(self, other: BlockSet) -> BlockSet:
         """Take out what is in another set of the same store."""
+        self._match(other)
         for page in self._used():
             self.bits[page] &= ~other.bits[page]
         return self
 
     def add_common(self, one: BlockSet, other: BlockSet) -> None:
         """Add what is both in `one` and in `other`; cheap if `other` is small."""
+        one._match(other)
+        self._match(other)
         for page in other._used():
             common = one.bits[page] & other.bits[page]
             if common.any():
@@ -91,6 +116,7 @@ class BlockSet:
 
     def count_in(self, other: BlockSet) -> int:
         """Return how many of these blocks are in `other` too."""
+        self._match(other)
         return sum(
             int(np.bitwise_count(self.bits[page] & other.bits[page]).sum()) for page in self._used()
         )

@@ -135,6 +135,18 @@ def others(store: Blockstore, locks: Locks) -> list[Holding]:
     return [h for h in locks.holdings() if h.name.startswith("session/") and h.name != own]
 
 
+class Leaving:
+    """One time that an extent is on its way to another session.
+
+    Args:
+        token: the collection that its session was sealed for when that began.
+    """
+
+    def __init__(self, token: int) -> None:
+        """Begin."""
+        self.token = token
+
+
 class Member:
     """What one session does for collections, its own and those of others.
 
@@ -161,7 +173,7 @@ class Member:
         self._locks = locks
         self.settle = settle
         self._reading = reading
-        self._leaving: set[int] = set()
+        self._leaving: dict[int, Leaving] = {}
         self.token = 0
         self.collection: Sealing | None = None
 
@@ -175,13 +187,12 @@ class Member:
         self._store.allocator.seal()
         self.token = token
 
-    def committed(self) -> None:
-        """Note that everything was committed: what that has dropped no root shows any more."""
-        self.settle()
-        self._store.allocator.free_waiting()
-
     def sealed(self) -> list[int]:
-        """Write the bitmaps for the collector to read; return which extents are sealed.
+        """Note that everything was committed; return which extents are sealed.
+
+        What the commit has dropped no root shows any more. The bitmaps are written for the
+        collector to read. So is what is queued still: the nodes of a VDI that was given up
+        are garbage, and must not be written when their blocks are somebody else's.
 
         Raises:
             InUse: the seal has ended already.
@@ -189,7 +200,8 @@ class Member:
         """
         if not self.token:
             raise InUse("the seal has ended", "collect again")
-        self.committed()
+        self.settle()
+        self._store.allocator.free_waiting()
         self._store.write_queued()
         return self._store.allocator.sealed
 
@@ -218,12 +230,20 @@ class Member:
         Raises:
             IoFailed: the lock master cannot be reached.
         """
+        self.expire_unless(not self.token or self.is_held())
+
+    def expire_unless(self, held: bool) -> None:
+        """Do as `expire`, for one who has asked already; `held` is what `is_held` said."""
         self._keep_leaving()
-        if self.token and not self._is_held():
+        if self.token and not held:
             self.unseal()
 
-    def _is_held(self) -> bool:
-        """Say whether someone holds `gc` under the token of the seal."""
+    def is_held(self) -> bool:
+        """Say whether someone holds `gc` under the token of the seal; on any thread.
+
+        Raises:
+            IoFailed: the lock master cannot be reached.
+        """
         held = self._locks.holdings()
         return any(h.name == "gc" and h.token == self.token for h in held)
 
@@ -272,27 +292,34 @@ class Member:
 
     # -- extents -----------------------------------------------------------------------
 
-    def spare(self, number: int) -> None:
+    def spare(self, number: int) -> Leaving:
         """Begin to give an extent to another session. Commit everything, then `hand_over`.
+
+        Returns:
+            Which time this is, for `hand_over`: in between it may be taken back, allocated
+            from, and spared again, and then that commit is not enough.
 
         Raises:
             InUse: it cannot be spared.
         """
         self._store.check_writable()
         self._store.allocator.set_aside(number)
-        self._leaving.add(number)
+        self._leaving[number] = time = Leaving(self.token)
+        return time
 
-    def hand_over(self, number: int) -> Argument:
+    def hand_over(self, number: int, time: Leaving) -> Argument:
         """Give back an extent that was spared, after the commit; return an empty answer.
 
         Raises:
+            InUse: it was taken back; or sealed, and what is freed in it waits for the end of that.
             NoSpace, IoFailed: it could not be written down; the extent stays here.
         """
-        self._leaving.discard(number)
-        self.settle()
-        allocator = self._store.allocator
-        if number not in allocator.aside:
+        if self._leaving.get(number) is not time:
             raise InUse(f"extent {number} is needed after all", "try again later")
+        self.settle()
+        if self.token != time.token:
+            raise InUse(f"extent {number} is part of a collection", "try again later")
+        del self._leaving[number]
         give_back_extents(self._store, [number])
         return {}
 
@@ -354,7 +381,7 @@ class Sealing:
         """Have every session seal its extents, and borrow those of nobody."""
         self._member.seal(self._gc.token)
         self._commit()
-        self._member.committed()
+        self._member.sealed()
         asked: set[str] = set()
         for _ in range(_ROUNDS):
             new = [h for h in others(self._store, self._locks) if h.name not in asked]

@@ -19,7 +19,8 @@ commits never overlap. `docs/format.md` argues why a crash anywhere leaves the l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event
 from types import MappingProxyType
@@ -43,6 +44,24 @@ class Change:
     new: VdiRecord
     grant: Grant
     freed: Sequence[int] = ()
+
+
+@contextmanager
+def _fatal(store: Blockstore, but: tuple[type[ParallaxError], ...] = ()) -> Iterator[None]:
+    """Have a store take no more writes after an error other than `but`.
+
+    Ctrl-C is one: what the commit would change may be durable or not.
+    """
+    try:
+        yield
+    except but:
+        raise
+    except ParallaxError as error:
+        store.fail(error)
+        raise
+    except BaseException:
+        store.fail(IoFailed("a commit was interrupted", "open the store again"))
+        raise
 
 
 class Commit:
@@ -78,13 +97,8 @@ class Commit:
         self._store.check_writable()
         if not self._changes:
             return
-        try:
+        with _fatal(self._store, but=(NoSpace, Fenced)):
             self._store.write_queued()
-        except (NoSpace, Fenced):
-            raise
-        except ParallaxError as error:
-            self._store.fail(error)
-            raise
 
     def sync(self) -> None:
         """Make the change durable.
@@ -95,7 +109,7 @@ class Commit:
             IoFailed: the system could not flush or write. Whether the change is durable
                 is unknown, so the store takes no more writes.
         """
-        try:
+        with _fatal(self._store):
             self._store.device.flush()
             if not self._changes:
                 return
@@ -104,12 +118,6 @@ class Commit:
                     self._check_fence(change)
                     self._registry.write(change.new)
             self._store.device.flush()
-        except ParallaxError as error:
-            self._store.fail(error)
-            raise
-        except BaseException:  # Ctrl-C: the change may be durable or not
-            self._store.fail(IoFailed("a commit was interrupted", "open the store again"))
-            raise
 
     def _is_held(self, change: Change) -> bool:
         """Return whether a VDI is still this session's; if not, leave it out."""

@@ -27,6 +27,7 @@ from core.errors import (
     ReadOnly,
     WouldBlock,
 )
+from core.text import shortened
 
 Buffer = bytes | bytearray | memoryview
 Lock = Literal["none", "shared", "exclusive", "host", "guest", "session"]
@@ -42,6 +43,8 @@ _PIECE: Final = 64 << 10
 writes that made it, and a later write of 4 KiB pays for the whole unit: measured 1.5 us in
 units of 4 KiB, 3.6 us in 64 KiB, 50 us in 4 MiB (`benchmarks/folio.py`)."""
 _SCRATCH: Final = 256 << 10
+_COMMAND_SHOWN: Final = 40
+"""Columns of a command line that are enough to tell which process it is."""
 _KEEP_SIZE: Final = 1
 _PUNCH_HOLE: Final = 2
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -53,18 +56,25 @@ _FLOCKS: Final = {
     "host": fcntl.LOCK_EX,
 }
 """The whole-file lock that goes with each kind; the host of a guest has it for both."""
-_PRESENT: Final = 1 << 62
-"""A byte behind every end: sessions with a lock master lock it, shared, to be seen."""
-_READING: Final = _PRESENT + 1
+_GUEST: Final = 1 << 62
+"""A byte behind every end: guests lock it, shared, to be seen."""
+_READING: Final = _GUEST + 1
 """The same for those who need the contents of VDIs to stand still."""
-_FAR_BYTES: Final = {"guest": _PRESENT, "session": _PRESENT, "shared": _READING}
+_SESSION: Final = _GUEST + 2
+"""The same for sessions of a lock master elsewhere, which knows nothing of guests."""
+_FAR_BYTES: Final = {"guest": _GUEST, "session": _SESSION, "shared": _READING}
 _REFUSES: Final = {
-    "guest": _READING,
-    "session": _READING,
-    "shared": _PRESENT,
-    "exclusive": _PRESENT,
+    "guest": (_READING, _SESSION),
+    "session": (_READING, _GUEST),
+    "shared": (_GUEST, _SESSION),
+    "exclusive": (_GUEST, _SESSION),
 }
 """Whose presence each kind cannot bear."""
+_WHO: Final = {
+    _GUEST: "a guest of another process, which may still be writing",
+    _SESSION: "a session of a lock master",
+    _READING: "a process that needs its contents to stand still",
+}
 _RANGE: Final = struct.Struct("@hhqqi4x")
 """`struct flock`: type, whence, start, length, process."""
 
@@ -165,13 +175,14 @@ class FileDevice:
     | `shared` | shared | reading | reading what stands still |
     | `exclusive` | exclusive | | the only writer |
     | `host` | exclusive | | the writer whose process has the lock master for its guests |
-    | `guest` | | present | a writer beside that host |
-    | `session` | shared | present | a writer beside others, under a lock master elsewhere |
+    | `guest` | | guest | a writer beside that host |
+    | `session` | shared | session | a writer beside others, under a lock master elsewhere |
 
-    `shared` and `exclusive` refuse as long as anyone is present, even if the host is gone:
-    a guest may write until its lease ends. Those who are present refuse readers. Each takes
-    its own lock before it looks for the others, so two that come at once may both be
-    refused, but both are never admitted.
+    `shared` and `exclusive` refuse as long as there is a guest or a session, even if the host
+    is gone: a guest may write until its lease ends. Guests and sessions refuse readers, and
+    each other: two lock masters do not know what the other has granted. Each takes its own
+    lock before it looks for the others, so two that come at once may both be refused, but
+    both are never admitted.
 
     Args:
         path: the file or device.
@@ -228,19 +239,16 @@ class FileDevice:
                 ) from error
         if lock in _FAR_BYTES:
             self._fcntl(fcntl.F_OFD_SETLK, fcntl.F_RDLCK, _FAR_BYTES[lock])
-        if lock in _REFUSES and self._is_locked(_REFUSES[lock]):
-            if _REFUSES[lock] == _READING:
-                who = "a process that needs its contents to stand still"
-            else:
-                who = "a session of a lock master"
-            raise InUse(f"{self.name} is in use by {who}", "wait until it is done")
+        for byte in _REFUSES.get(lock, ()):
+            if self._is_locked(byte):
+                raise InUse(f"{self.name} is in use by {_WHO[byte]}", "wait until it is done")
 
     def is_alone(self) -> bool:
         """Return whether no other process that has a lock master is using the file.
 
         With the exclusive lock held it stays so: who comes now needs this process.
         """
-        return not self._is_locked(_PRESENT)
+        return not self._is_locked(_GUEST) and not self._is_locked(_SESSION)
 
     def _is_locked(self, byte: int) -> bool:
         """Return whether another open file has a lock on a byte."""
@@ -440,14 +448,15 @@ def lock_holder(path: str) -> str | None:
 
 
 def _process_name(pid: str) -> str:
-    """Return what a process was started as, without folders and interpreter."""
+    """Return the command line of a process on one line: no folders, no interpreter."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             words = file.read().decode(errors="replace").split("\0")[:-1]
     except OSError:
         words = []
     if words and os.path.basename(words[0]).startswith("python") and len(words) > 1:
-        words = words[1:]
+        words = words[2 if words[1] == "-m" else 1 :]
     if not words:
         return "a process"
-    return " ".join([os.path.basename(words[0]), *words[1:3]])
+    shown = " ".join(os.path.basename(word) or word for word in words)
+    return shortened(" ".join(shown.split()), _COMMAND_SHOWN)

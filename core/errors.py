@@ -61,6 +61,12 @@ class InUse(ParallaxError):
     code = "in_use"
 
 
+class TooEarly(InUse):
+    """The lock master was started a moment ago and does not know yet who holds what."""
+
+    code = "too_early"
+
+
 class ReadOnly(ParallaxError):
     """The store, the snapshot or the export cannot be written to."""
 
@@ -109,6 +115,12 @@ class NoSpace(ParallaxError):
 
     exit_status = 6
     code = "no_space"
+
+
+class NoSpaceYet(NoSpace):
+    """There is no room at the moment, but more has been asked for: try again soon."""
+
+    code = "no_space_yet"
 
 
 class Interrupted(ParallaxError):

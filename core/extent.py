@@ -20,8 +20,8 @@ only to be collected, or one that is about to be given to another session.
 from __future__ import annotations
 
 import time
-from collections import defaultdict, deque
-from collections.abc import Collection, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Final
@@ -29,20 +29,21 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from core.claiming import NOBODY, Finder, Found
 from core.device import BlockDevice
-from core.errors import Corrupt, Fenced, InUse, NoSpace, NotFound, ParallaxError
+from core.errors import Corrupt, InUse
+from core.extent_disk import pristine, read_bitmap, read_header
 from core.format import (
     BITMAP_BITS,
     BITMAP_BYTES,
-    BLOCK,
     BLOCK_SHIFT,
     BitmapBlock,
     ExtentHeader,
     Superblock,
 )
-from core.lock_messages import Holding
 from core.locks import Grant, Locks
-from core.text import human_size
+
+__all__ = ["Allocator", "Extent", "Run", "pristine", "read_bitmap", "read_header"]
 
 Run = tuple[int, int]
 """A run of blocks: the first one, and how many."""
@@ -50,16 +51,8 @@ Run = tuple[int, int]
 _TAKEN: Final = np.uint8(1)  # a plain 1 would make eight bytes of each bit
 SLOP_SHARE: Final = 64
 SLOP_MAX: Final = 4096
-_FULL_HINT: Final = "delete VDIs or snapshots, trim, or add extents with 'plxsh store grow'"
-_NOBODY: Final = bytes(16)
-"""In a header instead of a session: whoever had the extent has stopped writing to it."""
-_ASK_AGAIN: Final = 5.0
-"""Seconds before others are asked again for an extent after none could spare one."""
-_ANSWER_WITHIN: Final = 2.0
-_ASKED: Final = 4
-"""Extents of one session that are asked for."""
-_COUNTED: Final = 16
-"""Extents of others in which free blocks are counted for a message."""
+AHEAD_MAX: Final = 1 << 16
+"""Blocks (256 MiB) that are enough to have claimed ahead, however large extents are."""
 
 
 class Extent:
@@ -219,69 +212,6 @@ class Extent:
         self._unsettled.clear()
 
 
-def read_bitmap(device: BlockDevice, sb: Superblock, extent: int) -> list[BitmapBlock]:
-    """Return the current bitmap parts of one extent, the newer valid slot of each.
-
-    Raises:
-        Corrupt: neither slot of a part is valid.
-    """
-    first = sb.bitmap_slot(extent, 0, 0)
-    raw = device.pread(first << BLOCK_SHIFT, 2 * sb.bitmap_blocks * BLOCK)
-    parts = []
-    for index in range(sb.bitmap_blocks):
-        at = 2 * index * BLOCK
-        slots = [
-            BitmapBlock.unpack(raw[at + s * BLOCK : at + (s + 1) * BLOCK], sb.uuid, extent, index)
-            for s in (0, 1)
-        ]
-        valid = [slot for slot in slots if slot]
-        if not valid:
-            raise Corrupt(
-                f"both copies of the allocation bitmap of extent {extent} are damaged",
-                sb.bitmap_slot(extent, index, 0),
-                "run 'plxsh store check --repair'",
-            )
-        parts.append(max(valid, key=lambda part: part.sequence))
-    return parts
-
-
-def read_header(device: BlockDevice, sb: Superblock, extent: int) -> ExtentHeader:
-    """Return the header of one extent, the newer valid slot.
-
-    Raises:
-        Corrupt: neither slot is valid.
-    """
-    first = sb.extent_start(extent)
-    raw = device.pread(first << BLOCK_SHIFT, 2 * BLOCK)
-    slots = [ExtentHeader.unpack(raw[s * BLOCK : (s + 1) * BLOCK], sb.uuid, extent) for s in (0, 1)]
-    valid = [slot for slot in slots if slot]
-    if not valid:
-        raise Corrupt(
-            f"both headers of extent {extent} are damaged",
-            first,
-            "run 'plxsh store check --repair'",
-        )
-    return max(valid, key=lambda header: header.sequence)
-
-
-def pristine(sb: Superblock, extent: int) -> list[tuple[int, bytes]]:
-    """Return the (block, contents) that make an extent empty; both slots are covered."""
-    size = sb.extent_blocks
-    taken = np.zeros(sb.bitmap_blocks * BITMAP_BITS, np.uint8)
-    taken[: sb.overhead] = 1
-    taken[size:] = 0
-    bits = np.packbits(taken, bitorder="little")
-    first = sb.extent_start(extent)
-    writes = [(first, bytes(BLOCK)), (first + 1, ExtentHeader(extent).pack(sb.uuid))]
-    for index in range(sb.bitmap_blocks):
-        part = bits[index * BITMAP_BYTES : (index + 1) * BITMAP_BYTES]
-        used = int(np.bitwise_count(part).sum())
-        packed = BitmapBlock(extent, index, 1, used, part.tobytes()).pack(sb.uuid)
-        writes.append((sb.bitmap_slot(extent, index, 0), bytes(BLOCK)))
-        writes.append((sb.bitmap_slot(extent, index, 1), packed))
-    return writes
-
-
 class Allocator:
     """Hands out blocks of the extents that this session has claimed.
 
@@ -289,9 +219,9 @@ class Allocator:
     that a commit never finds the store full. The last `slop` free blocks are kept for
     work that frees space (trim, delete, snapshots), so that a full store can be emptied.
 
-    With other sessions on the same store, an extent is claimed when those before it are full:
-    first one that nobody has, then one whose last holder may not have stopped writing to it,
-    then one that another session can spare.
+    An extent is claimed when those before it are full. Where others may have the store open
+    that can take a while (`core.claiming`). Who must not wait for that puts its own way to
+    get one in `claim`, claims it ahead, and goes on with something else until it is there.
 
     Args:
         device: where headers and bitmaps are read.
@@ -300,6 +230,11 @@ class Allocator:
         session: UUID of this session, left in the headers of claimed extents.
 
     Attributes:
+        finder: finds extents.
+        claim: called when there is no room; says whether there is more now, or raises
+            NoSpaceYet: more is on its way.
+        low: with fewer free blocks than that left after data was placed, ...
+        when_low: ... this is called.
         taken: blocks handed out so far; never goes down.
     """
 
@@ -317,10 +252,11 @@ class Allocator:
         self._unsettled: set[int] = set()
         self._last: dict[int, bytes] = {}
         self._headers: dict[int, ExtentHeader] = {}
-        self._untried = deque(range(1, sb.extents))
-        self._full: dict[int, int] = {}
+        self.finder = Finder(device, sb, locks, session, self._grants)
+        self.claim: Callable[[], bool] = self._claim_another
+        self.low = 0
+        self.when_low: Callable[[], None] = _nothing
         self._deferred: list[NDArray[np.int64]] | None = None
-        self._ask_from = 0.0
         self._free = 0
         self._reserved = 0
         self.taken = 0
@@ -328,21 +264,11 @@ class Allocator:
 
     def grown(self, sb: Superblock) -> None:
         """Take note of extents that the store was given."""
-        self._untried.extend(range(self._sb.extents, sb.extents))
+        self.finder.grown(sb)
         self._sb = sb
         self._slop = _slop(sb)
 
     # -- claiming ----------------------------------------------------------------------
-
-    def _lock(self, number: int) -> Grant | None:
-        """Take the lock of an extent; None when another session has it."""
-        floor = read_header(self._device, self._sb, number).token
-        try:
-            return self._locks.acquire(f"extent/{number}", floor)
-        except Fenced:
-            raise
-        except InUse:
-            return None
 
     def _claim(self, number: int, grant: Grant) -> Extent:
         """Make an extent this session's, with its lock.
@@ -362,12 +288,9 @@ class Allocator:
             grant.release()
             raise
         self._grants[number] = grant
-        clean = header.session in (_NOBODY, self._session) or not self._is_suspect(number)
-        self._last[number] = _NOBODY if clean else header.session
+        clean = header.session in (NOBODY, self._session) or not self.finder.is_suspect(number)
+        self._last[number] = NOBODY if clean else header.session
         return extent
-
-    def _is_suspect(self, number: int) -> bool:
-        return self._locks.suspect(f"extent/{number}")
 
     def _announce(self, claim: ExtentHeader) -> None:
         """Have it written that this session writes to an extent."""
@@ -387,126 +310,39 @@ class Allocator:
         return replace(old, sequence=old.sequence + (not unsettled), session=session)
 
     def _own(self, number: int) -> Extent | None:
-        """Claim an extent to allocate from it; None when another session has it."""
-        grant = self._lock(number)
-        if grant is None:
-            return None
-        extent = self._claim(number, grant)
-        self._extents[number] = extent
+        """Claim an extent to free blocks in it; None when another session has it."""
+        grant = self.finder.lock(number)
+        return None if grant is None else self.take_in(Found(number, grant))
+
+    def take_in(self, found: Found) -> Extent:
+        """Allocate from an extent that was found, from now on.
+
+        Raises:
+            Fenced: it was lost meanwhile; it is given back.
+            Corrupt, IoFailed: it cannot be read; the same.
+        """
+        self._extents[found.number] = extent = self._claim(found.number, found.grant)
         self._free += extent.free
         return extent
 
     def _claim_another(self) -> bool:
         """Claim one more extent that has room; say whether there was one."""
-        while self._untried:
-            number = self._untried[0]
-            if number not in self._grants and self._own_with_room(number):
-                return True
-            self._untried.popleft()
-        if not self._locks.shared:
-            return False
-        found = self._of_others()
-        elsewhere = {number for number, _ in found}
-        idle = [n for n in range(1, self._sb.extents) if n not in self._grants]
-        idle = [n for n in idle if n not in elsewhere]
-        # Late writes of one that was lost may still hit an extent that is suspect.
-        for suspect in (False, True):
-            for number in idle:
-                if self._is_unclean(number) == suspect and self._own_with_room(number, suspect):
-                    return True
-        return self._ask_others(found)
-
-    def _own_with_room(self, number: int, suspect: bool = False) -> bool:
-        """Claim an extent unless it is full, or suspect and that was not asked for."""
-        header = read_header(self._device, self._sb, number)
-        if self._full.get(number) == header.sequence:
-            return False
-        if not self._locks.shared:
-            return self._own(number) is not None
-        grant = self._lock(number)
-        if grant is None:
-            return False
-        try:
-            header = read_header(self._device, self._sb, number)
-            used = sum(part.used for part in read_bitmap(self._device, self._sb, number))
-            full = used >= self._sb.extent_blocks
-            if full:
-                self._full[number] = header.sequence
-            if full or (self._is_unclean(number) and not suspect):
-                grant.release()
-                return False
-        except BaseException:
-            grant.release()
-            raise
-        extent = self._claim(number, grant)
-        self._extents[number] = extent
-        self._free += extent.free
-        return True
-
-    def _is_unclean(self, number: int) -> bool:
-        """Say whether the last holder of an extent may still be writing to it."""
-        header = read_header(self._device, self._sb, number)
-        return header.session not in (_NOBODY, self._session) and self._is_suspect(number)
-
-    def _of_others(self) -> list[tuple[int, Holding]]:
-        """Return the extents that other sessions have."""
-        found = []
-        for holding in self._locks.holdings():
-            kind, _, number = holding.name.partition("/")
-            if kind == "extent" and number.isdigit() and int(number) not in self._grants:
-                found.append((int(number), holding))
-        return found
-
-    def _ask_others(self, found: list[tuple[int, Holding]]) -> bool:
-        """Claim an extent that another session gives back because it is asked to."""
-        now = time.monotonic()
-        if now < self._ask_from:
-            return False
-        of: dict[int, list[int]] = defaultdict(list)
-        for number, holding in found:
-            of[holding.who.session].append(number)
-        for numbers in of.values():
-            for number in numbers[: -_ASKED - 1 : -1]:
-                if self._asked(number) and self._own_with_room(number, suspect=True):
-                    return True
-        self._ask_from = now + _ASK_AGAIN
-        return False
-
-    def _asked(self, number: int) -> bool:
-        """Ask the holder of an extent to give it back; say whether it did."""
-        try:
-            self._locks.call(f"extent/{number}", "yield", "{}", _ANSWER_WITHIN)
-        except NotFound:
-            return True  # nobody has it any more
-        except ParallaxError:
-            return False
-        return True
+        found = self.finder.find()
+        if found is not None:
+            self.take_in(found)
+        return found is not None
 
     def _available(self, count: int, urgent: bool) -> bool:
-        """Say whether `count` blocks are free beside reservations, claiming extents."""
+        """Say whether `count` blocks are free beside reservations, claiming extents.
+
+        Raises:
+            NoSpaceYet: an extent is on its way.
+        """
         keep = self._reserved + (0 if urgent else self._slop)
         while self._free - keep < count:
-            if not self._claim_another():
+            if not self.claim():
                 return False
         return True
-
-    def _no_space(self) -> NoSpace:
-        """Return the error for a store without room; space that others have is named."""
-        if not self._locks.shared:
-            return NoSpace("the blockstore is full", _FULL_HINT)
-        free: dict[str, int] = defaultdict(int)
-        for number, holding in self._of_others()[:_COUNTED]:
-            used = sum(part.used for part in read_bitmap(self._device, self._sb, number))
-            if used < self._sb.extent_blocks:
-                free[str(holding.who)] += self._sb.extent_blocks - used
-        if not free:
-            return NoSpace("the blockstore is full", _FULL_HINT)
-        blocks = sum(free.values())
-        return NoSpace(
-            f"no extent with room is left for this session; {human_size(blocks << BLOCK_SHIFT)}"
-            f" are free in extents of {' and '.join(free)}",
-            "try again when that session has ended, or add extents with 'plxsh store grow'",
-        )
 
     # -- taking and releasing ----------------------------------------------------------
 
@@ -521,7 +357,7 @@ class Allocator:
             NoSpace: there are not that many.
         """
         if not self._available(count, urgent):
-            raise self._no_space()
+            raise self.finder.no_space()
         self._reserved += count
 
     def unreserve(self, count: int) -> None:
@@ -549,7 +385,7 @@ class Allocator:
             NoSpace: there are not that many; nothing is taken.
         """
         if not self._available(count, False):
-            raise self._no_space()
+            raise self.finder.no_space()
         self._free -= count
         self.taken += count
         runs = []
@@ -560,6 +396,8 @@ class Allocator:
                 runs.append(run)
             if not count:
                 break
+        if self._free < self.low:
+            self.when_low()
         return runs
 
     def release(self, blocks: Sequence[int] | NDArray[np.int64]) -> None:
@@ -629,7 +467,7 @@ class Allocator:
         Returns:
             Whether it could be had.
         """
-        grant = None if number in self._grants else self._lock(number)
+        grant = None if number in self._grants else self.finder.lock(number)
         if grant is None:
             return False
         self._aside[number] = extent = self._claim(number, grant)
@@ -785,14 +623,25 @@ class Allocator:
         return self._extents.keys()
 
     @property
+    def reserve_ahead(self) -> int:
+        """With how many free blocks left a server gets another extent before it needs it."""
+        payload = self._sb.extent_blocks - self._sb.overhead
+        return min(payload // 2, AHEAD_MAX) + self._slop
+
+    @property
     def free(self) -> int:
         """Free blocks in the extents claimed so far, reserved ones included."""
         return self._free
 
     def close(self) -> None:
         """Give all extents back."""
+        self.finder.stop()
         for grant in self._grants.values():
             grant.release()
+
+
+def _nothing() -> None:
+    """Stand for what nobody wants to hear of."""
 
 
 def _slop(sb: Superblock) -> int:

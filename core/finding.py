@@ -1,17 +1,57 @@
-"""Snapshots by what people write: a place, a label, or a VDI and one of them."""
+"""Finding snapshots, by what people write too, while others drop and collect them.
+
+Who looks for one has no lock. A page of a snapshot log that was dropped may be collected, and
+used for something else, between the reading of the VDI's record and of the page. That is no
+damage: the record says something else by then.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from core import snaplog
 from core.blockstore import Blockstore
-from core.errors import BadRequest, NotFound
-from core.format import BLOCK, BLOCK_SHIFT, LIVE, LogBlock
+from core.errors import BadRequest, Corrupt, NotFound
+from core.format import BLOCK, BLOCK_SHIFT, LIVE, LogBlock, VdiRecord
 from core.registry import Registry, suggest
 from core.snaplog import Snapshot, SnapshotId
 
 _ID_LENGTH: Final = 24
+
+
+def snapshots(store: Blockstore, record: VdiRecord) -> Iterator[Snapshot]:
+    """Yield the snapshots of a VDI, newest first; where the log has changed, go on with that.
+
+    Raises:
+        Corrupt: a page of the log is damaged.
+        NotFound: the VDI was deleted and collected meanwhile.
+    """
+    before: int | None = None
+    while True:
+        try:
+            for snapshot in snaplog.snapshots(store, record):
+                if before is None or snapshot.line < before:
+                    before = snapshot.line
+                    yield snapshot
+            return
+        except Corrupt:
+            now = Registry(store).get(record.id)
+            if now is None or now.uuid != record.uuid or now.state != record.state:
+                raise NotFound(
+                    f"VDI {record.name!r} was deleted in the meantime", "list them again"
+                ) from None
+            if now.sequence == record.sequence:
+                raise
+            record = now
+
+
+def has_snapshot(store: Blockstore, record: VdiRecord, wanted: Snapshot) -> bool:
+    """Return whether a VDI has a snapshot: that one, and not another in its old place."""
+    for snapshot in snapshots(store, record):
+        if snapshot.id == wanted.id:
+            return snapshot.time_ns == wanted.time_ns
+    return False
 
 
 def find_snapshot(store: Blockstore, reference: str) -> Snapshot:
@@ -30,7 +70,7 @@ def find_snapshot(store: Blockstore, reference: str) -> Snapshot:
             return found
     else:
         labels = []
-        for snapshot in snaplog.snapshots(store, Registry(store).find(vdi)):
+        for snapshot in snapshots(store, Registry(store).find(vdi)):
             if snapshot.id == where or (where is None and snapshot.label == label):
                 return snapshot
             labels.append(snapshot.label)
@@ -48,13 +88,17 @@ def _snapshot_anywhere(store: Blockstore, where: SnapshotId) -> Snapshot | None:
     page = LogBlock.unpack(raw, store.sb.uuid)
     record = registry.get(page.vdi) if page else None
     if record is not None and record.state == LIVE:
-        found = snaplog.find(store, record, where)
+        found = _with_id(store, record, where)
         if found is not None:
             return found
     for record in registry.vdis():
         if record.log_block == where.block:
-            return snaplog.find(store, record, where)
+            return _with_id(store, record, where)
     return None
+
+
+def _with_id(store: Blockstore, record: VdiRecord, where: SnapshotId) -> Snapshot | None:
+    return next((found for found in snapshots(store, record) if found.id == where), None)
 
 
 def parse_snapshot_id(text: str) -> SnapshotId | None:

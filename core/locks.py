@@ -81,6 +81,7 @@ class Locks(Protocol):
 
         Raises:
             InUse: someone else has it; the message says who and where.
+            TooEarly: nothing is granted at all yet; it is an `InUse`.
             IoFailed: the lock master cannot be reached.
         """
 
@@ -117,6 +118,13 @@ class Locks(Protocol):
         """Return for how many seconds this session may write without another renewal.
 
         Infinite when there is no lease; zero or less when it has lapsed.
+        """
+
+    def lease_over(self) -> bool:
+        """Return whether others may be told by now that this session is gone.
+
+        A lease that has merely lapsed is not over: the lock master still takes the session
+        for alive, and so does everyone who asks it.
         """
 
     def is_lost(self) -> bool:

@@ -14,23 +14,33 @@ from core.snaplog import Snapshot
 from core.vdi import Vdi
 
 
-class Whole(Protocol):
-    """The session that a part belongs to; see `core.session.Session`."""
+class Opener(Protocol):
+    """What opens VDIs; see `core.open_vdis.OpenVdis`."""
 
     store: Blockstore
     locks: Locks
+
+    def current(self, record: VdiRecord) -> VdiRecord:
+        """Return the record of a VDI as it is on disk now."""
+
+    def commit(self, vdis: Iterable[Vdi], last: Collection[Vdi] = ()) -> None:
+        """Make what was written to some VDIs durable."""
+
+    def make_room(self) -> bool:
+        """Free what can be freed."""
+
+
+class Whole(Opener, Protocol):
+    """The session that a part belongs to; see `core.session.Session`."""
+
     member: Member
 
     @property
     def open_vdis(self) -> list[Vdi]:
         """The VDIs that are open."""
 
-    @property
-    def held_vdis(self) -> list[Vdi]:
-        """The VDIs that are open and still this session's."""
-
-    def current(self, record: VdiRecord) -> VdiRecord:
-        """Return the record of a VDI as it is on disk now."""
+    def all_held(self) -> list[Vdi]:
+        """Return all open VDIs, for a commit that must leave nothing out."""
 
     def owner(self, snapshot: Snapshot) -> VdiRecord:
         """Return the VDI of a snapshot that is still there."""
@@ -53,11 +63,5 @@ class Whole(Protocol):
     def opened(self, record: VdiRecord) -> AbstractContextManager[Vdi]:
         """Open a VDI for the length of a `with` block."""
 
-    def commit(self, vdis: Iterable[Vdi], last: Collection[Vdi] = ()) -> None:
-        """Make what was written to some VDIs durable."""
-
     def settle(self) -> None:
         """Finish the commit under way."""
-
-    def make_room(self) -> bool:
-        """Free what can be freed."""

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from core import snaplog
 from core.blockstore import Blockstore
-from core.check import ALLOCATED, SEEN, Checker, Loss, Report
+from core.checker import ALLOCATED, SEEN, Checker
 from core.device import Cache
 from core.errors import Corrupt, IoFailed
 from core.extent import read_header
+from core.findings import Loss, Report
 from core.format import (
     BITMAP_BITS,
     BITMAP_BYTES,

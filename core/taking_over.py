@@ -5,11 +5,11 @@ from __future__ import annotations
 from core.errors import Fenced, InUse
 from core.format import VdiRecord
 from core.locks import Grant
-from core.parts import Whole
+from core.parts import Opener
 from core.vdi import NOBODY, Vdi
 
 
-def acquire(session: Whole, record: VdiRecord, shared: bool = False) -> Grant:
+def acquire(session: Opener, record: VdiRecord, shared: bool = False) -> Grant:
     """Get the right to write a VDI, or to share with others that nobody writes it.
 
     Args:
@@ -32,12 +32,11 @@ def acquire(session: Whole, record: VdiRecord, shared: bool = False) -> Grant:
             raise
         who = ", ".join(str(holding.who) for holding in held)
         verb = "read" if held[0].shared else "open"
-        raise InUse(
-            f"VDI {record.name!r} is {verb} on {who}", "'plxsh lock list' shows who has what"
-        ) from error
+        hint = "take a snapshot and read that" if shared else "'plxsh lock list' shows who has what"
+        raise InUse(f"VDI {record.name!r} is {verb} on {who}", hint) from error
 
 
-def take_over(session: Whole, record: VdiRecord, grant: Grant) -> Vdi:
+def take_over(session: Opener, record: VdiRecord, grant: Grant) -> Vdi:
     """Return a VDI that is this session's now, as of its last commit.
 
     Where there are others its record is read again, under the grant: whoever had it before has

@@ -193,6 +193,9 @@ def _left(vdi: Vdi, session: Session, source: str, marks: dict[int, int]) -> str
     if record is None or record.sequence == min(marks):
         return ""
     done = marks[max(sequence for sequence in marks if sequence <= record.sequence)]
+    if not done:
+        held = "but some of what it held is gone" if record.mapped else "which is empty now"
+        return f"nothing of {source} was written to VDI {vdi.name!r}, {held}"
     return (
         f"VDI {vdi.name!r} is filled in part: its first {done} bytes are those of {source},"
         " what follows is not"

@@ -9,6 +9,7 @@ damaged becomes part of the drawing; it never prevents it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
@@ -193,6 +194,7 @@ def read_tree(
     registry = Registry(store)
     found = {number: _settled(registry, number, record) for number, record in registry.scan()}
     parents, notes = _parents(found)
+    _cut_replaced(store, found, parents, notes)
     shown = _shown(found, parents, family)
     forks: dict[int, set[SnapshotId]] = {number: set() for number in shown}
     for number in shown:
@@ -270,6 +272,30 @@ def _parents(found: dict[int, _Found]) -> tuple[dict[int, int], dict[int, str]]:
             at = parents[at]
         safe |= line
     return parents, notes
+
+
+def _cut_replaced(
+    store: Blockstore,
+    found: dict[int, _Found],
+    parents: dict[int, int],
+    notes: dict[int, str],
+) -> None:
+    """Let go of clones whose snapshot is gone, and its id another one's by now.
+
+    Only what a schedule has dropped leaves its place in the log to others.
+    """
+    for parent in {*parents.values()}:
+        record = found[parent]
+        if isinstance(record, Corrupt) or not record.log_retired:
+            continue
+        times: dict[SnapshotId, int] = {}
+        with suppress(ParallaxError):  # told where the log is drawn
+            times = {where: line.time_ns for where, line in history(store, record)}
+        for number in [clone for clone, of in parents.items() if of == parent]:
+            clone = found[number]
+            assert isinstance(clone, VdiRecord)
+            if clone.created_ns < times.get(_fork(clone), 0):
+                notes[number] = f"clone of {parents.pop(number)}@{_fork(clone)}, which is gone"
 
 
 def _shown(found: dict[int, _Found], parents: dict[int, int], family: int | None) -> set[int]:

@@ -18,7 +18,7 @@ from core.batch import WriteBatch
 from core.blockstore import Blockstore
 from core.commit import Change, Commit
 from core.device import Buffer
-from core.errors import BadRequest, Fenced, NoSpace, NotFound, ParallaxError
+from core.errors import BadRequest, Fenced, NoSpace, NoSpaceYet, NotFound, ParallaxError
 from core.format import (
     BLOCK,
     BLOCK_SHIFT,
@@ -166,7 +166,8 @@ class Vdi(Image):
         Returns:
             What went wrong with each, None where nothing did. A request that failed may
             have been written in part. `NoSpace`: the store or the file system under it
-            is full. `BadRequest`: it is not within the VDI.
+            is full. `NoSpaceYet`: room is on its way, the whole request is to be tried again.
+            `BadRequest`: it is not within the VDI.
 
         Raises:
             Fenced: the VDI was lost, or the lease of the session has lapsed.
@@ -179,7 +180,7 @@ class Vdi(Image):
     ) -> list[ParallaxError | None]:
         """Carry out writes; where the store is full, make room and try once more."""
         errors = self._write_once(requests, keep_zeros)
-        full = [n for n, error in enumerate(errors) if isinstance(error, NoSpace)]
+        full = [n for n, error in enumerate(errors) if error is not None and _is_full(error)]
         if full and self._make_room():
             again = self._write_once([requests[n] for n in full], keep_zeros)
             for number, error in zip(full, again, strict=True):
@@ -445,12 +446,21 @@ class Vdi(Image):
         return runs
 
     def close(self) -> None:
-        """Give up the right to write; what was not committed is as if never written."""
-        if self._fresh and self.store.failed is None:
+        """Give up the right to write; what was not committed is as if never written.
+
+        If it is lost, its blocks are left to collection: one that was sealed without it may
+        have freed them already, and they may be someone else's.
+        """
+        if self._fresh and self.store.failed is None and self._lost is None:
             fresh = chain.from_iterable(range(start, start + size) for start, size in self._fresh)
             self.store.allocator.release(list(fresh))
         self.map.abandon()
         self._grant.release()
+
+
+def _is_full(error: ParallaxError) -> bool:
+    """Say whether a write found the store full, and more room is not on its way."""
+    return isinstance(error, NoSpace) and not isinstance(error, NoSpaceYet)
 
 
 def prepare_commit(store: Blockstore, vdis: Iterable[Vdi], last: Collection[Vdi] = ()) -> Commit:

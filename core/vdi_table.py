@@ -16,6 +16,7 @@ from typing import Final
 
 from core.errors import BadRequest, InUse, NoSpace, NotFound, ParallaxError
 from core.format import DELETED, LIVE, MAX_VDI_SIZE, WRITABLE, VdiRecord, height_for
+from core.locks import Grant
 from core.parts import Whole
 from core.registry import Registry, check_name
 from core.snaplog import Snapshot
@@ -47,8 +48,11 @@ class VdiTable:
         self._free_ids = self._registry.free_ids()
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[Grant]:
         """Keep all other sessions from giving and taking names, ids and extents.
+
+        Yields:
+            The right to do so oneself.
 
         Raises:
             InUse: another session has been doing so for too long.
@@ -58,7 +62,7 @@ class VdiTable:
         try:
             if self._locks.shared:
                 self.forget()
-            yield
+            yield grant
         finally:
             grant.release()
 
@@ -77,10 +81,10 @@ class VdiTable:
                 "clone it without --size, then use 'vdi resize --force'",
             )
         self._store.allocator  # noqa: B018  # refuses a store open for reading
-        with self.locked():
+        with self.locked() as right:
             self._refuse_taken(name, "choose another name")
             self._session.settle()
-            record = self._write_new(name, parent.size if parent else size, parent)
+            record = self._write_new(name, parent.size if parent else size, parent, right)
             self._taken_names()[name] = record.id
         return record
 
@@ -104,7 +108,7 @@ class VdiTable:
             )
         return number
 
-    def _write_new(self, name: str, size: int, parent: Snapshot | None) -> VdiRecord:
+    def _write_new(self, name: str, size: int, parent: Snapshot | None, right: Grant) -> VdiRecord:
         """Write the record of a new VDI, make it durable, then fill its second slot.
 
         The snapshot of a clone is looked for on disk under the lock. Its blocks stay even if
@@ -140,6 +144,7 @@ class VdiTable:
                 parent_offset=parent.id.offset,
             )
         try:
+            right.check()  # otherwise the id may have been given to another VDI meanwhile
             self._commit_new(record)
             with suppress(NoSpace):  # one slot is enough until the first change
                 again = replace(record, sequence=record.sequence + 1)

@@ -51,7 +51,8 @@ class Export:
         vdi: what is written, None for a snapshot.
         connections: the clients that have it open.
         since: when it was opened, in seconds of Unix time.
-        paused: no request of its clients is begun.
+        shut: no request of its clients is begun, and no commit of what they wrote.
+        paused: no request of its clients is begun, because it is shut or short of room.
         leaving: it is being handed over.
         held_until: it stays open without a client until then, on the monotonic clock.
     """
@@ -67,13 +68,32 @@ class Export:
         self.connections: set[Transmission] = set()
         self.since = time.time()
         self.committing = False
+        self.shut = False
         self.paused = False
+        self._short = 0
         self.leaving = False
         self.held_until = 0.0
 
-    def pause(self, paused: bool) -> None:
+    def pause(self, shut: bool) -> None:
         """Begin no request of its clients any more, or go on."""
-        self.paused = paused
+        self.shut = shut
+        self._tell()
+
+    def hold(self) -> None:
+        """Begin no request of its clients before as many `go_on`: one of them waits for room.
+
+        They find out when they are about to begin one.
+        """
+        self._short += 1
+        self.paused = True
+
+    def go_on(self) -> None:
+        """Begin requests again that waited because of `hold`."""
+        self._short -= 1
+        self._tell()
+
+    def _tell(self) -> None:
+        self.paused = self.shut or self._short > 0
         for connection in list(self.connections):
             connection.resume()
 
@@ -93,7 +113,8 @@ class Exports:
 
     Attributes:
         open: those that are open.
-        refuse: says why no VDI can be opened for writing now, empty if they can.
+        refuse: says why nothing can be opened now, for writing (True) or for reading; empty
+            if it can.
         changed: called when a VDI was opened or is not open any more.
     """
 
@@ -107,7 +128,7 @@ class Exports:
         self._answered: dict[int, Outcome] = {}
         self._away: dict[int, float] = {}
         self.open: dict[tuple[int, str | None], Export] = {}
-        self.refuse: Callable[[], str] = str
+        self.refuse: Callable[[bool], str] = _no_reason
         self.changed: Callable[[], None] = _nothing
 
     def _find(self, reference: str) -> VdiRecord:
@@ -190,6 +211,7 @@ class Exports:
         if export is None:
             if snapshot is None:
                 return self._open_vdi(record)
+            self._refuse_now(record, False)
             export = Export(
                 _name_of(record, snapshot), record, self._session.image(snapshot), snapshot
             )
@@ -201,9 +223,7 @@ class Exports:
 
     def _open_vdi(self, record: VdiRecord) -> Export:
         """Open a VDI, if its lock can be had; raises as `acquire`."""
-        why = self.refuse()
-        if why:
-            raise InUse(f"VDI {record.name!r} cannot be opened: {why}", "try again in a moment")
+        self._refuse_now(record, True)
         if self._away.get(record.id, 0.0) > time.monotonic():
             raise _going(record.name)
         if not self._session.locks.leased:
@@ -220,6 +240,11 @@ class Exports:
             )
             self._awaited[record.id] = []
         raise NotYet(record.id)
+
+    def _refuse_now(self, record: VdiRecord, writing: bool) -> None:
+        why = self.refuse(writing)
+        if why:
+            raise InUse(f"VDI {record.name!r} cannot be opened: {why}", "try again in a moment")
 
     def _open_granted(self, record: VdiRecord, grant: Grant) -> Export:
         """Open a VDI under a grant, which is given back if that fails."""
@@ -262,6 +287,10 @@ class Exports:
         """Return the open exports that clients write to."""
         return [export for export in self.open.values() if export.vdi is not None]
 
+    def reading(self) -> list[Export]:
+        """Return the open exports that nobody writes to."""
+        return [export for export in self.open.values() if export.vdi is None]
+
     def is_open(self, export: Export) -> bool:
         """Return whether an export is open still."""
         return self.open.get(export.key) is export
@@ -284,7 +313,7 @@ class Exports:
 
         When the file system is full it stays, until a later try succeeds.
         """
-        if export.committing or not self.is_open(export) or (export.paused and export.vdi):
+        if export.committing or not self.is_open(export) or (export.shut and export.vdi):
             return
         vdi = export.vdi
         if vdi is not None and vdi.written and self._session.store.failed is None:
@@ -365,6 +394,11 @@ class Exports:
         if failure or self._session.store.failed:
             # one of the two is an error, as the line above says
             raise failure or self._session.store.failed  # type: ignore[misc]
+
+
+def _no_reason(_writing: bool) -> str:
+    """Refuse nothing."""
+    return ""
 
 
 def _nothing() -> None:

@@ -7,8 +7,12 @@ engine, which looks again right before each write.
 
 A lapsed lease is a pause: sockets of writable exports are not read, commits wait, and all
 goes on when the lock master has renewed it. A lost one is an end: those clients are
-disconnected, what was not committed is gone, and the session begins again. Snapshots, which
-nobody writes, are served all the time.
+disconnected, what was not committed is gone, and the session begins again.
+
+Snapshots, which nobody writes, are served on while the lease has merely lapsed. But a
+collection asks every session what it reads, and stops asking one that the lock master has
+given up: what that one reads may then be freed and hold the data of another VDI, which no check
+would find. So they wait as well when the whole lease is over, and are closed when it is lost.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from core.session import Session
 from core.tap.commits import Commits
 from core.tap.exports import Export, Exports
 from core.tap.jobs import Jobs
+from core.tap.room import Room
 from core.tap.timers import Timers
 
 logger = logging.getLogger(__name__)
@@ -47,10 +52,12 @@ class Gate:
         exports: what is open.
         commits: they wait while the gate is shut.
         jobs: those of writable exports wait as well.
+        room: claims extents, for the new session too after a loss.
         timers: make it look now and then.
 
     Attributes:
         shut: no request of a writable export is begun.
+        over: no request at all is begun.
         seconds: how long it was shut, without the present time.
         losses: VDIs that were lost to others.
     """
@@ -62,6 +69,7 @@ class Gate:
         exports: Exports,
         commits: Commits,
         jobs: Jobs,
+        room: Room,
         timers: Timers,
     ) -> None:
         """Begin open."""
@@ -70,8 +78,10 @@ class Gate:
         self._exports = exports
         self._commits = commits
         self._jobs = jobs
+        self._room = room
         self._timers = timers
         self.shut = False
+        self.over = False
         self.seconds = 0.0
         self.losses = 0
         self._since = 0.0
@@ -91,6 +101,10 @@ class Gate:
                 self._look_at(export)
         wait = _CLOSE_WATCH if self.shut else _WATCH_EVERY
         self._timers.at(time.monotonic() + wait, self._watch)
+
+    def refusal(self, writing: bool) -> str:
+        """Return why no VDI, or no snapshot, can be opened now; empty if it can."""
+        return "there is no valid lease" if self.over or (writing and self.shut) else ""
 
     def shut_for(self) -> float:
         """Return how many seconds the gate was shut so far."""
@@ -112,6 +126,8 @@ class Gate:
                 self._open()
             else:
                 self._shut("the lock master has not renewed the lease")
+        if self.shut and locks.lease_over() != self.over:
+            self._stop_reading(not self.over)
 
     def _look_at(self, export: Export) -> None:
         """Let go of an export whose VDI was taken from this session."""
@@ -156,11 +172,26 @@ class Gate:
             "%s; writable exports wait", why, extra={"event": "gate_shut", "connections": count}
         )
 
+    def _stop_reading(self, over: bool) -> None:
+        """Begin no request of a snapshot either, or go on."""
+        self.over = self._jobs.stopped = over
+        exports = self._exports.reading()
+        for export in exports:
+            export.pause(over)
+        if over:
+            logger.warning(
+                "the lease is over; snapshots wait as well", extra={"event": "gate_reads_shut"}
+            )
+        else:
+            self._jobs.release()
+
     def _open(self) -> None:
+        if self.over:
+            self._stop_reading(False)
         seconds = time.monotonic() - self._since
         self.seconds += seconds
         self.shut = False
-        self._commits.held = False
+        self._commits.held = self._jobs.held = False
         self._jobs.release()
         for export in self._exports.writable():
             export.pause(False)
@@ -185,9 +216,10 @@ class Gate:
             error = Fenced("the lock master has given this session's locks away", _WHAT_TO_DO)
             for export in self._exports.writable():
                 self.lose(export, error)
+            for export in self._exports.reading():
+                self._exports.lose(export, "the session is lost, the snapshot may be gone")
             self._commits.drop(error)
-            self._jobs.release()  # they find that their clients are gone
-            self._jobs.held = True
+            self.over = True
         now = time.monotonic()
         if self._commits.running or now < self._again:
             return
@@ -199,3 +231,4 @@ class Gate:
             return
         self._lost = False
         self._open()
+        self._room.start()

@@ -52,6 +52,7 @@ class Jobs:
 
     Attributes:
         held: jobs that can be held back are.
+        stopped: all jobs are held back.
     """
 
     def __init__(self, device: BlockDevice, wake: Callable[[], None]) -> None:
@@ -59,6 +60,7 @@ class Jobs:
         self._device = device
         self._wake = wake
         self.held = False
+        self.stopped = False
         self._ready: deque[_Job] = deque()
         self._back: list[_Job] = []
         self._missing: SimpleQueue[tuple[_Job, WouldBlock] | None] = SimpleQueue()
@@ -89,7 +91,7 @@ class Jobs:
         """Do one step of each job that is ready."""
         for _ in range(len(self._ready)):
             job = self._ready.popleft()
-            if self.held and job.held_back:
+            if self.stopped or (self.held and job.held_back):
                 self._back.append(job)
                 continue
             try:
@@ -104,8 +106,7 @@ class Jobs:
                 self._missing.put((job, needs))
 
     def release(self) -> None:
-        """Go on with the jobs that were held back."""
-        self.held = False
+        """Look anew which jobs are held back."""
         self._ready += self._back
         self._back.clear()
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 import signal
 import socket
 import ssl
@@ -23,7 +22,17 @@ from types import FrameType
 from typing import Any, Final
 
 from core.errors import BadRequest, ParallaxError
+from core.listen import (
+    listen_tcp,
+    listen_unix,
+    raise_descriptor_limit,
+    refuse_public_sockets,
+    tls_context,
+    tune,
+)
+from core.notify import inherited_sockets, notify
 from core.session import Session
+from core.tap.aside import Aside
 from core.tap.calls import Desk
 from core.tap.client import Client
 from core.tap.collecting import Chore, Collecting
@@ -34,11 +43,10 @@ from core.tap.gate import Gate
 from core.tap.handover import HandOver
 from core.tap.http import PATH, Pages
 from core.tap.jobs import Jobs
-from core.tap.listen import listen_tcp, listen_unix, refuse_public_sockets, tls_context, tune
 from core.tap.loop import READ, Loop
-from core.tap.notify import inherited_sockets, notify
 from core.tap.opening import Openings
 from core.tap.replies import Replies
+from core.tap.room import Room
 from core.tap.schedules import Schedules
 from core.tap.shared import Shared
 from core.tap.status import StatusReply, document, status_path
@@ -128,7 +136,9 @@ class Tap:
         jobs = Jobs(session.store.device, self._loop.wake)
         self._openings = Openings(locks, self._timers)
         exports = Exports(session, commits, self._openings)
-        self._gate = Gate(session, locks, exports, commits, jobs, self._timers)
+        self._aside = Aside(self._loop.wake)
+        self._room = Room(session, exports, self._aside, self._timers)
+        self._gate = Gate(session, locks, exports, commits, jobs, self._room, self._timers)
         self._collecting = Collecting(collector or Chore(), self._loop, self._timers)
         self._schedules = Schedules(exports, commits, self._timers, totals)
         self._desk = Desk(locks, session.answers, commits, totals, self._loop.wake)
@@ -142,16 +152,23 @@ class Tap:
             Replies(),
             totals,
             self._gate,
+            self._room,
             self._collecting,
         )
         self._pages = _pages(self._loop, self._shared) if metrics else None
 
     def _connect_parts(self, exports: Exports, handover: HandOver) -> None:
         """Tell the parts what they have to do with each other."""
-        exports.refuse = lambda: "there is no valid lease" if self._gate.shut else ""
-        exports.changed = self._schedules.look
+        exports.refuse = self._gate.refusal
+        exports.changed = self._exports_changed
         self._desk.specials |= {"give_up": handover.give_up, "take": handover.take}
         self._desk.after = lambda method: self._schedules.look() if method == "schedule" else None
+
+    def _exports_changed(self) -> None:
+        """Look what the VDIs that are open now need."""
+        self._schedules.look()
+        if self._session.locks.shared:
+            self._room.look()
 
     def _open(self, sockets: list[socket.socket], welcome: Welcome) -> list[socket.socket]:
         """Have connections to these sockets welcomed."""
@@ -177,6 +194,7 @@ class Tap:
         locks = shared.session.locks
         if locks.shared:
             self._desk.open()
+            self._room.start()
         if locks.leased:
             self._loop.look = self._gate.look
         if locks.leased or locks.shared:
@@ -194,6 +212,8 @@ class Tap:
             self._collecting.close()
             self._desk.close()
             self._openings.close()
+            self._room.close()
+            self._aside.close()
             for client in list(self._clients):
                 client.close("the server stopped")
             shared.jobs.close()
@@ -217,6 +237,8 @@ class Tap:
         """Wait for something to do, and do it."""
         shared = self._shared
         self._loop.turn(0 if shared.jobs.ready else max(timeout, 0.0))
+        if self._aside.rung:
+            self._aside.poll()
         shared.jobs.run()
         if self._desk.rung:
             self._desk.serve()
@@ -245,10 +267,19 @@ class Tap:
 
     def _end_old_collection(self) -> None:
         """Forget a collection of another session that did not come to its end."""
-        try:
-            self._session.member.expire()
-        except ParallaxError as error:
-            logger.warning("cannot ask who collects garbage: %s", error, extra={"event": "expire"})
+        member = self._session.member
+        token = member.token
+
+        def told(held: bool | ParallaxError) -> None:
+            if isinstance(held, ParallaxError):
+                logger.warning("cannot ask who collects: %s", held, extra={"event": "expire"})
+            elif member.token == token:
+                member.expire_unless(held)
+
+        if token:
+            self._aside.ask(member.is_held, told)
+        else:
+            member.expire()
 
     def _finish(self) -> None:
         """Answer what was asked before the end, as long as clients take the replies."""
@@ -410,7 +441,7 @@ def serve(
         collector,
         lock_master,
     )
-    _raise_descriptor_limit()
+    raise_descriptor_limit()
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         notify("STOPPING=1")
@@ -425,10 +456,3 @@ def serve(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _raise_descriptor_limit() -> None:
-    """Allow as many connections as the system does."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

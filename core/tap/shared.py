@@ -12,6 +12,7 @@ from core.tap.exports import Exports
 from core.tap.gate import Gate
 from core.tap.jobs import Jobs
 from core.tap.replies import Replies
+from core.tap.room import Room
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,4 +26,5 @@ class Shared:
     replies: Replies
     totals: Totals
     gate: Gate
+    room: Room
     collecting: Collecting

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from core.errors import Fenced, NoSpace, ParallaxError, WouldBlock
@@ -350,6 +351,16 @@ class Transmission:
         self.waiting += 1
         self._shared.jobs.add(self._guarded(steps), needs, self.export.vdi is not None)
 
+    def when_room(self, action: Callable[[], None]) -> None:
+        """Have a request carried out again when there is an extent for it.
+
+        It is not answered before, and no other request of the export is begun.
+        """
+        self.waiting += 1
+        steps = self._guarded(_once(action))
+        shared = self._shared
+        shared.room.wait(self.export, partial(shared.jobs.add, steps, None, True))
+
     def _guarded(self, steps: Steps) -> Steps:
         """Run a job's steps as long as the client is there; its replies go out at the end."""
         while not self.closed:
@@ -376,3 +387,9 @@ class Transmission:
         self.send()
         if not self._client.blocked:
             self.process()
+
+
+def _once(action: Callable[[], None]) -> Steps:
+    """Do something as the only step of a job."""
+    action()
+    yield from ()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from core.errors import Fenced, NoSpace, ParallaxError
+from core.errors import Fenced, NoSpace, NoSpaceYet, ParallaxError
 from core.tap.exports import MAX_DIRTY, Export
 from core.tap.jobs import Steps
 from core.tap.protocol import (
@@ -57,8 +57,13 @@ class Writes:
             errors = vdi.write_many(writes)
         except ParallaxError as error:
             errors = [error] * len(writes)
-        for cookie, failure in zip(cookies, errors, strict=True):
-            replies.simple(cookie, self._connection.errno_of(failure) if failure else 0)
+        for number, failure in enumerate(errors):
+            if failure is None:
+                replies.simple(cookies[number])
+            elif isinstance(failure, NoSpaceYet):
+                self._write_later(cookies[number], *writes[number], 0)
+            else:
+                replies.simple(cookies[number], self._connection.errno_of(failure))
         writes.clear()
         cookies.clear()
         if vdi.map.dirty > MAX_DIRTY:
@@ -69,13 +74,30 @@ class Writes:
         if self._may_change(cookie, offset, len(part), flags & ~FLAG_FUA):
             self._connection.counts.writes += 1
             self._connection.counts.bytes_written += len(part)
+            self._write(cookie, offset, part, flags)
+
+    def _write(self, cookie: int, offset: int, part: memoryview, flags: int) -> None:
+        try:
             self._change(cookie, flags, lambda vdi: vdi.write(offset, part))
+        except NoSpaceYet:
+            self._write_later(cookie, offset, part, flags)
+
+    def _write_later(self, cookie: int, offset: int, part: memoryview, flags: int) -> None:
+        """Write when there is room; the buffer that the bytes are in is used again before."""
+        kept = memoryview(bytes(part))
+        self._connection.when_room(partial(self._write, cookie, offset, kept, flags))
 
     def trim(self, cookie: int, offset: int, length: int, flags: int) -> None:
         """TRIM: give a range back."""
         self._connection.counts.trims += 1
         if self._may_change(cookie, offset, length, flags & ~FLAG_FUA):
+            self._trim(cookie, offset, length, flags)
+
+    def _trim(self, cookie: int, offset: int, length: int, flags: int) -> None:
+        try:
             self._change(cookie, flags, lambda vdi: vdi.trim(offset, length))
+        except NoSpaceYet:
+            self._connection.when_room(partial(self._trim, cookie, offset, length, flags))
 
     def write_zeroes(self, cookie: int, offset: int, length: int, flags: int) -> None:
         """WRITE_ZEROES: as TRIM, which is fast, unless the zeros have to take space."""
@@ -84,21 +106,28 @@ class Writes:
         if not self._may_change(cookie, offset, length, unknown):
             return
         if not flags & FLAG_NO_HOLE:
-            self._change(cookie, flags, lambda vdi: vdi.trim(offset, length))
+            self._trim(cookie, offset, length, flags)
         elif flags & FLAG_FAST_ZERO:
             self._replies.simple(cookie, ENOTSUP)
         else:
-            self._connection.later(self._allocating(cookie, offset, length, flags))
+            self._allocate(cookie, offset, length, flags)
+
+    def _allocate(self, cookie: int, offset: int, length: int, flags: int) -> None:
+        self._connection.later(self._allocating(cookie, offset, length, flags))
 
     def _allocating(self, cookie: int, offset: int, length: int, flags: int) -> Steps:
         """Write zeros that take space, some at a time."""
         end = offset + length
-        for start in range(offset, end - _STEP, _STEP):
-            if not self._try(cookie, partial(Vdi.allocate_zeros, offset=start, length=_STEP)):
-                return
-            offset = start + _STEP
-            yield None
-        self._change(cookie, flags, lambda vdi: vdi.allocate_zeros(offset, end - offset))
+        try:
+            for start in range(offset, end - _STEP, _STEP):
+                if not self._try(cookie, partial(Vdi.allocate_zeros, offset=start, length=_STEP)):
+                    return
+                offset = start + _STEP
+                yield None
+            self._change(cookie, flags, lambda vdi: vdi.allocate_zeros(offset, end - offset))
+        except NoSpaceYet:
+            rest = partial(self._allocate, cookie, offset, end - offset, flags)
+            self._connection.when_room(rest)
 
     def _may_change(self, cookie: int, offset: int, length: int, unknown: int) -> bool:
         """Say whether a request to change a range makes sense; answer it if not."""
@@ -121,16 +150,24 @@ class Writes:
                 self._replies.simple(cookie)
 
     def _try(self, cookie: int, change: Callable[[Vdi], None]) -> bool:
-        """Change the VDI; answer only when that fails. A full store gets a second chance."""
+        """Change the VDI; answer only when that fails. A full store gets a second chance.
+
+        Raises:
+            NoSpaceYet: there is no answer yet, because room is on its way.
+        """
         vdi, session = self._vdi, self._shared.session
         assert vdi is not None
         try:
             try:
                 change(vdi)
+            except NoSpaceYet:
+                raise
             except NoSpace:
                 if not session.make_room():
                     raise
                 change(vdi)
+        except NoSpaceYet:
+            raise
         except ParallaxError as error:
             self._replies.simple(cookie, self._connection.errno_of(error))
             return False

@@ -3,63 +3,18 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.fake_locks import FakeLocks
-from support.tap import CONTENTS, MIB, NbdError, RawClient, contents_of, short_folder
+from support.fake_locks import FakeLocks, tap_under, wait_for
+from support.tap import CONTENTS, MIB, NbdError, RawClient, contents_of
 
-from core.blockstore import Blockstore
-from core.direct import open_device
 from core.errors import BadRequest, InUse, NotFound, ParallaxError
 from core.session import Session
 from core.tap import protocol as p
 from core.tap.collecting import Chore
-from core.tap.server import Tap
 from core.tap.status import query_status
-
-
-@contextmanager
-def tap_under(
-    locks: FakeLocks, store: str, **options: object
-) -> Iterator[tuple[Tap, str, Session]]:
-    """A tap in a thread whose locks are in the hands of the test."""
-    with (
-        short_folder() as folder,
-        Session(Blockstore(open_device(store, True, "exclusive", "host"), locks), locks) as session,
-    ):
-        path = str(folder / "nbd")
-        tap = Tap(session, path, **options)
-        failures: list[BaseException] = []
-
-        def run() -> None:
-            try:
-                tap.run()
-            except BaseException as error:
-                failures.append(error)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
-            yield tap, path, session
-        finally:
-            tap.stop()
-            thread.join(60)
-            assert not thread.is_alive()
-        if failures:
-            raise failures[0]
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    """Wait until something is so."""
-    until = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.005)
 
 
 @pytest.fixture
@@ -165,7 +120,7 @@ def test_after_a_loss_clients_are_gone_and_can_come_back(store: str, locks: Fake
         reader.go("golden@base")
         locks.lose()
         assert writer.hung_up()
-        assert len(reader.read(0, 4096)) == 4096
+        assert reader.hung_up()  # its snapshot may be gone, and its blocks somebody else's
         wait_for(lambda: not tap._shared.gate.shut)
         with RawClient(unix) as again:
             assert again.go("clone").read(0, 7) == b"flushed"

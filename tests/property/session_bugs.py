@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core import collection, extent
+from core import claiming, collection, extent, reclaim
 from core.answering import Answers, Work
 from core.collection import Bits, Collection, Member
 from core.extent import Allocator, Extent
 from core.format import BITMAP_BYTES, VdiRecord
+from core.open_vdis import OpenVdis
 from core.registry import Registry
 from core.remote import Argument
+from core.vdi import Vdi
 
 Patch = pytest.MonkeyPatch
 Bug = Callable[[Patch], None]
@@ -112,16 +114,13 @@ def sweep_after_the_token_changed(patch: Patch) -> None:
 def bitmap_read_before_the_grant(patch: Patch) -> None:
     """What an extent looked like when it was seen first is believed when it is claimed."""
 
-    def own(self: Allocator, number: int, suspect: bool = False) -> bool:
-        return original(self, number, suspect)
-
     def read(device: Any, sb: Any, number: int) -> Any:
         return known.setdefault((id(device), number), real(device, sb, number))
 
     known: dict[tuple[int, int], Any] = {}
-    original, real = Allocator._own_with_room, extent.read_bitmap
-    patch.setattr(Allocator, "_own_with_room", own)
+    real = extent.read_bitmap
     patch.setattr(extent, "read_bitmap", read)
+    patch.setattr(claiming, "read_bitmap", read)
 
 
 def given_away_before_the_commit(patch: Patch) -> None:
@@ -129,8 +128,8 @@ def given_away_before_the_commit(patch: Patch) -> None:
 
     def spare(self: Answers, which: str, _argument: Argument) -> Work:
         member = self._session.member
-        member.spare(int(which))
-        return Work((), lambda: member.hand_over(int(which)))
+        time = member.spare(int(which))
+        return Work((), lambda: member.hand_over(int(which), time))
 
     patch.setattr(Answers, "_yield", spare)
 
@@ -157,6 +156,47 @@ def restored_meanwhile(patch: Patch) -> None:
     patch.setattr(Collection, "run", run)
 
 
+def swept_before_the_commit_under_way_ended(patch: Patch) -> None:
+    """What a durable commit has dropped is swept, and freed again when that commit ends."""
+
+    def sweep(self: Member, token: int, number: int, garbage: Bits) -> int:
+        self._refuse(token)
+        return self._store.allocator.sweep(number, garbage)
+
+    patch.setattr(Member, "sweep", sweep)
+
+
+def what_cannot_be_read_is_not_marked(patch: Patch) -> None:
+    """A tree that changed under the marks counts as far as it could be read."""
+
+    def begin(self: Any, *args: Any) -> None:
+        original(self, *args)
+        self._damaged = self._damaged or reclaim._ignore
+
+    original = reclaim._Marks.__init__
+    patch.setattr(reclaim._Marks, "__init__", begin)
+
+
+def lapsed_for_a_moment_left_out(patch: Patch) -> None:
+    """A session whose lease has lapsed for a moment seals, or gives an extent, uncommitted."""
+
+    def held(self: OpenVdis) -> list[Vdi]:
+        return [vdi for vdi in self.open_vdis if not vdi.is_lost]
+
+    patch.setattr(OpenVdis, "all_held", held)
+
+
+def what_is_queued_is_forgotten(patch: Patch) -> None:
+    """Nodes of a VDI that was given up are still to be written when their blocks are freed."""
+
+    def sealed(self: Member) -> list[int]:
+        self.settle()
+        self._store.allocator.free_waiting()
+        return self._store.allocator.sealed
+
+    patch.setattr(Member, "sealed", sealed)
+
+
 BUGS: tuple[Bug, ...] = (
     freed_blocks_are_used_again_and_stay_candidates,
     current_bits_swept,
@@ -168,4 +208,8 @@ BUGS: tuple[Bug, ...] = (
     given_away_before_the_commit,
     sealed_without_a_commit,
     restored_meanwhile,
+    swept_before_the_commit_under_way_ended,
+    what_cannot_be_read_is_not_marked,
+    lapsed_for_a_moment_left_out,
+    what_is_queued_is_forgotten,
 )

@@ -9,12 +9,14 @@ least 99 % of what nothing reaches is freed, with all sessions there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from inspect import signature
+from types import ModuleType
 
 import pytest
 from property.session_bugs import BUGS, Bug
 from support.flock import World
-from unit import test_collection
+from unit import test_collection, test_interleavings
 
 from core.errors import ParallaxError
 
@@ -33,15 +35,21 @@ def test_sessions_beside_collections(seed: int) -> None:
 
 
 @pytest.mark.slow
-def test_sessions_beside_collections_for_longer() -> None:
-    worlds = [run(seed, 120) for seed in range(100, 130)]
+@pytest.mark.parametrize("first", range(100, 130, 6))
+def test_sessions_beside_collections_for_longer(first: int) -> None:
+    worlds = [run(seed, 120) for seed in range(first, first + 6)]
     assert sum(world.collections for world in worlds) > len(worlds)
+
+
+def scenarios(module: ModuleType) -> list[Callable[..., None]]:
+    """The tests of a module that need nothing but a pair of sessions."""
+    tests = [test for name, test in vars(module).items() if name.startswith("test_")]
+    return [test for test in tests if {*signature(test).parameters} <= {"pair"}]
 
 
 def hunt() -> None:
     """First what was thought of, then what nobody did."""
-    scenarios = [test for name, test in vars(test_collection).items() if name.startswith("test_")]
-    for scenario in scenarios:
+    for scenario in (*scenarios(test_collection), *scenarios(test_interleavings)):
         scenario(*[test_collection.Pair() for _ in signature(scenario).parameters])
     for seed in range(20):
         run(seed, 60)

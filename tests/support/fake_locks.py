@@ -1,4 +1,4 @@
-"""Locks whose lease a test ends and renews as it likes, and that carry its calls."""
+"""Locks whose lease a test ends and renews as it likes, and a tap under them."""
 
 # ruff: noqa: ARG002  # all of these have the signatures of `core.locks.Locks`
 
@@ -6,17 +6,25 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import count
 from threading import RLock
 from typing import Any
 
+from support.tap import short_folder
+
+from core.blockstore import Blockstore
+from core.direct import open_device
 from core.errors import Fenced, InUse, ParallaxError
 from core.lock_master import LockMaster
 from core.lock_messages import Called, Holding
 from core.remote import raise_error
+from core.session import Session
+from core.tap.server import Tap
 
 
 class FakeGrant:
@@ -60,7 +68,11 @@ class FakeAsked:
 
 
 class FakeLocks:
-    """One session's locks; `others` are names that somebody else holds."""
+    """One session's locks; `others` are names that somebody else holds.
+
+    `trouble` is called with each name before it is granted, on the thread that asks, and with
+    "" before it is told who holds what: it may wait, and raise.
+    """
 
     def __init__(self, leased: bool = True) -> None:
         self.leased = leased
@@ -70,9 +82,13 @@ class FakeLocks:
         self.held: dict[str, FakeGrant] = {}
         self.others: set[str] = set()
         self.left = math.inf
+        self.grace = 1.0
         self.lost = False
         self.answering = True
+        self.holding: list[Holding] = []
+        self.trouble: Callable[[str], None] = lambda _name: None
         self.began_again = 0
+        self.session: Session | None = None
         self._tokens = LockMaster()
         self._numbers = count(1)
         self._wake: Callable[[], None] | None = None
@@ -84,6 +100,7 @@ class FakeLocks:
     def acquire(
         self, name: str, floor: int = 0, *, shared: bool = False, wait: float = 0.0
     ) -> FakeGrant:
+        self.trouble(name)
         with self.lock:
             if shared:
                 return FakeGrant(self, name, 0)
@@ -107,7 +124,8 @@ class FakeLocks:
         raise AssertionError("nobody to call")
 
     def holdings(self) -> Sequence[Holding]:
-        return ()
+        self.trouble("")
+        return self.holding
 
     def check(self) -> None:
         if self.lost:
@@ -117,6 +135,9 @@ class FakeLocks:
 
     def lease_left(self) -> float:
         return self.left
+
+    def lease_over(self) -> bool:
+        return self.lost or self.left <= -self.grace
 
     def is_lost(self) -> bool:
         return self.lost
@@ -158,7 +179,11 @@ class FakeLocks:
                 wake()
 
     def request(self, name: str, method: str, /, **argument: Any) -> Future[str]:
-        """Ask the tap for something, as another session."""
+        """Ask the tap for something, as another session, which knows the VDI by its UUID."""
+        kind, _, number = name.partition("/")
+        record = self.session.registry.get(int(number)) if kind == "vdi" and self.session else None
+        if record is not None:
+            argument.setdefault("uuid", record.uuid.hex())
         future: Future[str] = Future()
         with self.lock:
             called = Called(0, next(self._numbers), name, method, json.dumps(argument), 10.0)
@@ -190,3 +215,43 @@ class FakeLocks:
                 grant.lost = True
             self.held.clear()
         self.ring()
+
+
+@contextmanager
+def tap_under(
+    locks: FakeLocks, store: str, **options: object
+) -> Iterator[tuple[Tap, str, Session]]:
+    """A tap in a thread whose locks are in the hands of the test."""
+    with (
+        short_folder() as folder,
+        Session(Blockstore(open_device(store, True, "exclusive", "host"), locks), locks) as session,
+    ):
+        locks.session = session
+        path = str(folder / "nbd")
+        tap = Tap(session, path, **options)
+        failures: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                tap.run()
+            except BaseException as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            yield tap, path, session
+        finally:
+            tap.stop()
+            thread.join(60)
+            assert not thread.is_alive()
+        if failures:
+            raise failures[0]
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Wait until something is so."""
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.005)

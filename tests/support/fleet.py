@@ -145,6 +145,10 @@ class Member:
     def lease_left(self) -> float:
         return self.client.valid_until - self.fleet.now
 
+    def lease_over(self) -> bool:
+        timing = self.client.timing
+        return self._lost or self.lease_left() <= timing.stop_after - timing.lease
+
     def is_lost(self) -> bool:
         return self._lost
 

@@ -19,7 +19,7 @@ from core.blockstore import Blockstore
 from core.check import Report, check_store
 from core.collection import Bits, Collection
 from core.errors import InUse, NoSpace, NotFound, ParallaxError
-from core.format import BLOCK, BLOCK_SHIFT, DELETED, VdiRecord
+from core.format import BLOCK, BLOCK_SHIFT, DELETED, LOG_RECORDS, VdiRecord
 from core.image import Image
 from core.lock_master import LockMaster
 from core.mkfs import format_device
@@ -33,6 +33,9 @@ BLOCKS = 48
 """Blocks of a VDI."""
 SESSIONS = 3
 MOST_VDIS = 10
+MOST_EXTENTS = 18
+KEPT = 3
+"""Snapshots of a schedule."""
 
 Contents = dict[int, int]
 """Block to the seed of what is in it; 0 and what is missing are zeros."""
@@ -60,6 +63,7 @@ class Disk:
     committed: Contents = field(default_factory=dict)
     maybe: dict[int, set[int]] = field(default_factory=dict)
     snapshots: dict[SnapshotId, Contents] = field(default_factory=dict)
+    scheduled: list[SnapshotId] = field(default_factory=list)
     deleted: bool = False
 
     def write(self, block: int, value: int) -> None:
@@ -95,6 +99,7 @@ class World:
     def __init__(self, seed: int, extents: int = 14) -> None:
         self.rng = random.Random(seed)
         self.fleet = Fleet()
+        self.extents = extents
         self.device = MemoryDevice(64 * extents << BLOCK_SHIFT)
         self.sb = format_device(self.device, 64 << BLOCK_SHIFT, extents)
         self.disks: dict[int, Disk] = {}
@@ -119,6 +124,7 @@ class World:
             (self.half_commit, 5),
             (self.trim, 6),
             (self.snapshot, 8),
+            (self.tick, 6),
             (self.delete_snapshot, 6),
             (self.clone, 6),
             (self.create, 5),
@@ -131,6 +137,7 @@ class World:
             (self.expire, 2),
             (self.late_sweep, 3),
             (self.join, 1),
+            (self.grow, 1),
         ]
         if collect:
             kinds += [(self.collect, 6), (self.die, 2), (self.suspend, 2)]
@@ -234,6 +241,26 @@ class World:
         self.disks[number].snapshots[where] = dict(self.disks[number].now)
         self.committed(runner)
 
+    def tick(self, runner: Runner) -> None:
+        """Its schedule takes some snapshots, and drops the oldest."""
+        number = self.opened(runner)
+        if number is None:
+            return
+        vdi, disk = runner.open[number], self.disks[number]
+        if not vdi.schedule[0]:
+            runner.session.schedule(self.record(runner, number), 10**9, KEPT)
+            self.committed(runner)
+        for _ in range(self.rng.choice([1, 1, LOG_RECORDS])):
+            where = vdi.snapshot(scheduled=True)
+            vdi.drop_scheduled()
+            runner.session.commit([vdi])
+            disk.snapshots[where] = dict(disk.now)
+            disk.scheduled.append(where)
+            for gone in disk.scheduled[:-KEPT]:
+                del disk.snapshots[gone]
+            del disk.scheduled[:-KEPT]
+            self.committed(runner)
+
     def some_snapshot(self, runner: Runner, of: int | None = None) -> Snapshot | None:
         pairs = [(n, where) for n in self.live() for where in self.disks[n].snapshots]
         pairs = [pair for pair in pairs if of in (None, pair[0])]
@@ -250,7 +277,10 @@ class World:
         if found is None or self.holder(found.vdi) not in (None, runner):
             return
         runner.session.delete_snapshot(found)
-        del self.disks[found.vdi].snapshots[found.id]
+        disk = self.disks[found.vdi]
+        del disk.snapshots[found.id]
+        if found.id in disk.scheduled:
+            disk.scheduled.remove(found.id)
         self.committed(runner)
 
     def rollback(self, runner: Runner) -> None:
@@ -299,6 +329,24 @@ class World:
         if not runner.collecting:
             self.leave(runner)
             self.runners[self.runners.index(runner)] = Runner(self)
+
+    def grow(self, runner: Runner) -> None:
+        """The store gets one more extent; some sessions are not told, or too busy to hear."""
+        if self.extents == MOST_EXTENTS:
+            return
+        deaf = [r for r in self.runners if self.rng.random() < 0.3]
+        for other in deaf:
+            member_of(other.session).attend = None
+        self.extents += 1
+        self.device.size = self.extents * self.sb.extent_blocks << BLOCK_SHIFT
+        try:
+            runner.session.grow(self.extents)
+        except ParallaxError:
+            self.extents -= 1
+            raise
+        finally:
+            for other in deaf:
+                member_of(other.session).attend = other.session.attend
 
     def leave(self, runner: Runner) -> None:
         runner.session.close()

@@ -82,3 +82,21 @@ def test_bits_are_put_in_as_they_are() -> None:
     made.put(64, np.array([0b101, 0, 1 << 7], np.uint8))
     assert contents(made) == {64, 66, 87}
     assert len(made) == 3
+
+
+@given(members, members, st.sampled_from([8, 100, 500]))
+def test_a_set_grows_with_the_store(one: set[int], other: set[int], size: int) -> None:
+    small, large = BlockSet(size), filled(other)
+    for block in one:
+        small.add(block)
+    assert contents(small) == one
+    assert small.count_in(large) == len(one & other)
+    first = BlockSet(size)
+    first.add_all(np.array(sorted(one)[:1], np.int64))
+    first |= large
+    assert contents(first) == {*sorted(one)[:1]} | other
+    common = BlockSet(size)
+    common.add_common(small, large)
+    assert contents(common) == one & other
+    large -= small
+    assert contents(large) == other - one

@@ -334,10 +334,12 @@ def collect_with(pair: Pair, attend: Callable[[], None]) -> None:
 
 
 def test_what_a_commit_under_way_dropped_is_freed_once() -> None:
+    """It ends after the sweep, when what it dropped is another VDI's already."""
     for at in range(10):
         pair = Pair()
         made(pair.one, "one", 20)
         vdi = pair.one.open_vdi(pair.one.registry.find("one"))
+        other = pair.one.open_vdi(pair.one.create("other", 1 << 20))
         times = iter(range(1 << 30))
 
         def attend(pair: Pair = pair, vdi: Vdi = vdi, times: Iterator[int] = times) -> None:
@@ -346,9 +348,17 @@ def test_what_a_commit_under_way_dropped_is_freed_once() -> None:
                 vdi.trim(0, 1 << 20)
                 pair.one.begin_commit([vdi]).sync()
 
-        collect_with(pair, attend)
+        two = pair.two
+        plan = Collection(two.member, two.store, two.locks, two.settle, attend)
+        with closing(plan):
+            two.collect(plan)
+            other.write(0, noise(70 * BLOCK, "other"))
+        other.write(70 * BLOCK, noise(100 * BLOCK, "more"))
+        assert other.read(0, 70 * BLOCK) == noise(70 * BLOCK, "other")
         pair.one.settle()
         pair.one.release(vdi)
+        pair.one.release(other)
+        pair.unreachable()
 
 
 def test_an_extent_that_changed_hands_has_no_block_that_waits_for_a_commit() -> None:
@@ -369,7 +379,7 @@ def test_an_extent_that_changed_hands_has_no_block_that_waits_for_a_commit() -> 
 
 
 def test_a_tree_that_changes_under_the_marks_is_marked_again(pair: Pair) -> None:
-    """Its session did not seal, and uses again what it frees."""
+    """Its session did not seal, and uses again what it frees: no two of its nodes are alike."""
     made(pair.one, "disk", 30)
     pair.one.close()
     made(pair.two, "there", 1)  # the extent that holds the disk is sealed
@@ -383,12 +393,15 @@ def test_a_tree_that_changes_under_the_marks_is_marked_again(pair: Pair) -> None
 
     def attend() -> None:
         pair.two.attend()
-        if next(times) < 4:
-            for turn in range(40):
-                vdi.write(40 * BLOCK, noise(BLOCK, turn))
+        turn = next(times)
+        if turn < 4:
+            for block in range(40 + turn, 100):
+                vdi.write(block * BLOCK, noise(BLOCK, turn))
                 pair.one.commit([vdi])
-                vdi.trim(40 * BLOCK, BLOCK)
+                vdi.trim(block * BLOCK, BLOCK)
+                vdi.write((101 + turn) * BLOCK, noise(BLOCK, block))
                 pair.one.commit([vdi])
+                vdi.trim((101 + turn) * BLOCK, BLOCK)
 
     with suppress(InUse, NoSpace):
         collect_with(pair, attend)

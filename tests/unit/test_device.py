@@ -341,9 +341,30 @@ def test_a_second_writer_is_told_who_the_first_is(path: str, kind: Kind) -> None
         assert who is not None
         assert who.endswith(f"(pid {holder.pid})")
         assert not who.startswith("python")  # the program, not its interpreter
+        assert "\n" not in who
+        assert len(who) < 100
         holder.communicate()
     assert lock_holder(path) is None
     kind(path, True, "exclusive").close()
+
+
+def test_the_holder_is_told_by_its_command_even_behind_options(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    program = tmp_path / "tool"
+    script = (
+        "import fcntl, sys\n"
+        f"fd = open({str(path)!r}, 'w')\n"
+        "fcntl.flock(fd, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()\n"
+    )
+    program.write_text(script)
+    words = [sys.executable, str(program), "-s", "/some/where/u.dat", "tap", "serve"]
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == "held\n"
+        assert lock_holder(str(path)) == f"tool -s u.dat tap serve (pid {holder.pid})"
+        holder.communicate()
 
 
 def test_shared_locks_share(path: str, kind: Kind) -> None:

@@ -754,3 +754,22 @@ def test_reading_a_snapshot_that_is_deleted_meanwhile_is_an_error(path: str) -> 
             session.delete_snapshot(session.find_snapshot("a@s"))
         with pytest.raises(NotFound, match="while it was read"):
             reading.__exit__(None, None, None)
+
+
+def test_a_commit_that_is_interrupted_while_it_is_prepared_is_the_last(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with Session.open(path) as session:
+        vdi = session.open_vdi(session.create("disk", 4 * BLOCK))
+        vdi.write(0, b"x" * BLOCK)
+        monkeypatch.setattr(session.store, "write_queued", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            session.commit([vdi])
+        with pytest.raises(IoFailed, match="interrupted"):
+            vdi.write(0, b"y" * BLOCK)
+    with Session.open(path) as session, session.opened(session.registry.find("disk")) as vdi:
+        assert vdi.read(0, BLOCK) == bytes(BLOCK)
+    assert not check(path).damaged

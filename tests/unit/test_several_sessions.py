@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def test_who_gives_a_name_waits_for_the_other(two: tuple[Session, Session]) -> N
 
     def other_creates() -> None:
         waits.append(1)
-        one._table._write_new("late", 0, None)
+        one._table._write_new("late", 0, None, grant)
         grant.release()
 
     grant = member_of(one).acquire("registry")
@@ -668,10 +669,12 @@ def test_a_writer_alone_and_sessions_keep_each_other_out(fleet: Fleet, tmp_path:
     session.close()
     another.close()
     guest_session = Session.open(path, locks=fleet.member(uuid))
-    with pytest.raises(InUse, match="a session of a lock master"):
+    with pytest.raises(InUse, match="a guest of another process"):
         Session.open(path)  # the host died, the guest's lease may be valid
-    with pytest.raises(InUse, match="a session of a lock master"):
+    with pytest.raises(InUse, match="a guest of another process"):
         Session.open(path, "shared")
+    with pytest.raises(InUse, match="a guest of another process"):
+        fleet.session(path)  # another lock master knows nothing of what the guest holds
     host = FileDevice(path, True, "host")
     assert not host.is_alone()
     guest_session.close()
@@ -700,12 +703,13 @@ def test_long_transfers_answer_others(
     one.open_vdi(served)
     image = tmp_path / "image"
     image.write_bytes(noise(4 * BLOCK, "busy"))
+    named = json.dumps({"uuid": served.uuid.hex(), "label": "s"})
     asked: list[SnapshotId] = []
     really = Session.attend
 
     def attend(session: Session) -> None:
         if not asked and session is one:
-            calling = member_of(other).client.call(fleet.now, "vdi/0", "snapshot", '{"label":"s"}')
+            calling = member_of(other).client.call(fleet.now, "vdi/0", "snapshot", named)
             fleet.pump()
             really(one)
             assert calling.answer is not None

@@ -463,6 +463,20 @@ def test_running_out_after_old_data_was_given_up_says_so(session: Session, tmp_p
         fill(session, record, source)
 
 
+def test_a_fill_that_has_no_room_at_all_says_that_nothing_was_written(
+    session: Session, tmp_path: Path
+) -> None:
+    record = session.create("a", 64 * BLOCK)
+    with session.opened(record) as vdi:
+        vdi.write(0, noise(2 * BLOCK))
+    with session.opened(session.create("full", 400 * BLOCK)) as vdi, suppress(NoSpace):
+        for block in range(400):
+            vdi.write(block * BLOCK, noise(BLOCK, block))
+    source = sparse(tmp_path / "image", {0: noise(64 * BLOCK, 1)}, 64 * BLOCK)
+    with pytest.raises(NoSpace, match=r"nothing of .* was written to VDI 'a', which is empty now"):
+        fill(session, record, source)
+
+
 # -- validate --------------------------------------------------------------------------
 
 SIZE = 9 * CHUNK + 5

@@ -334,3 +334,23 @@ def test_a_full_store_finds_the_room_of_what_was_dropped(path: str) -> None:
             1 << 20, number
         )
     assert not check(path).damaged
+
+
+def test_a_clone_does_not_hang_on_a_later_snapshot_with_the_id_of_its_own(
+    session: Session,
+) -> None:
+    base = session.create("base", 16 * BLOCK)
+    where = session.snapshot(base, "t")
+    session.schedule(base, 10**9, 1)
+    with session.opened(base) as vdi:
+        tick(vdi, 0)
+        tick(vdi, 1)
+    assert session.registry.find("base").log_retired
+    old = session.create("old", parent=session.find_snapshot("base@t"))
+    assert read_tree(session.store).branches[old.id].parent == base.id
+    with session.opened(old) as vdi:
+        vdi.amend(created_ns=1)  # from a snapshot that had this place before
+    tree = read_tree(session.store)
+    assert tree.branches[old.id].parent is None
+    assert tree.branches[old.id].note == f"clone of {base.id}@{where}, which is gone"
+    assert session.clones_of(session.find_snapshot("base@t")) == []

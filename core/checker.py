@@ -1,0 +1,501 @@
+"""One look at a store: every invariant that can be read from disk.
+
+Trees are walked from all VDIs and snapshots; a node that several of them share is read
+once. For each block of the store one byte of flags is kept. The look never writes and
+never stops at what it finds. What nothing refers to any more is reported as
+*unreachable*, which is not damage: a crash and every deleted snapshot leave some. Deleted
+VDIs can be restored, so they are checked like the others; what only they refer to is
+*restorable*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core import snaplog
+from core.blockset import BlockSet
+from core.blockstore import Blockstore
+from core.errors import Corrupt, IoFailed
+from core.extent import read_bitmap, read_header
+from core.findings import Finding, Loss, Report
+from core.format import (
+    BLOCK,
+    BLOCK_MASK,
+    BLOCK_SHIFT,
+    CHECK_SHIFT,
+    DELETED,
+    FANOUT_SHIFT,
+    KIND_SNAPSHOT,
+    KIND_TOMBSTONE,
+    LIVE,
+    MAX_HEIGHT,
+    MAX_VDI_SIZE,
+    WRITABLE,
+    BitmapBlock,
+    VdiRecord,
+    blocks_for,
+)
+from core.progress import Progress, silent
+from core.radix import RadixMap, Visit, blocks_of
+from core.registry import Registry
+from core.snaplog import SnapshotId
+
+ALLOCATED: Final = 1
+SEEN: Final = 2
+OWNED: Final = 4
+NODE: Final = 8
+DATA: Final = 16
+LOG: Final = 32
+SETTLED: Final = 64
+_KINDS: Final = NODE | DATA | LOG
+_OWN: Final = np.array([True])
+_MANY: Final = 20
+
+
+class Total(NamedTuple):
+    """What lies below a node: mapped data blocks, and the end of the last one."""
+
+    mapped: int
+    end: int
+
+
+class Checker:
+    """One check of one store.
+
+    Args:
+        store: the store.
+        progress: told about blocks that are accounted for, of those that are allocated.
+        table: the VDI records to check; without it those that are there.
+        settled: of the blocks that nothing refers to, only these are unreachable; without
+            it all of them. What is allocated beside the check is to be used by the next commit.
+
+    Attributes:
+        report: what was found.
+        flags: for each block of the store what is known of it, as the flags above.
+        records: the readable VDI records by id.
+        unknown: extents whose bitmap cannot be read.
+    """
+
+    def __init__(
+        self,
+        store: Blockstore,
+        progress: Progress = silent,
+        table: Mapping[int, VdiRecord | Corrupt] | None = None,
+        settled: BlockSet | None = None,
+    ) -> None:
+        """Look at nothing yet."""
+        self._progress = progress
+        self._found = table
+        self._settled = settled
+        self._done = self._all = 0
+        self.report = Report()
+        self.flags: NDArray[np.uint8] = np.zeros(store.sb.blocks, np.uint8)
+        self.records: dict[int, VdiRecord] = {}
+        self._store = store
+        self._sb = store.sb  # what it is given meanwhile is not looked at
+        self._registry = Registry(store)
+        self._totals: dict[int, Total] = {}
+        self.unknown: set[int] = set()
+        self._crossed = False
+
+    def run(self) -> Report:
+        """Check everything."""
+        for warning in self._store.warnings:
+            block, _, message = warning.removeprefix("block ").partition(": ")
+            self._damage(int(block), message)
+        for extent in range(1, self._sb.extents):
+            self._check_extent(extent)
+        self._count(0)
+        self._check_table()
+        names: dict[str, int] = {}
+        for record in self.records.values():
+            if record.state == LIVE:
+                self.report.vdis += 1
+                other = names.setdefault(record.name, record.id)
+                if other != record.id:
+                    self._damage(
+                        self._record_block(record),
+                        f"VDI {record.id} has the same name as VDI {other}",
+                    )
+                    self.report.suspect.add(record.id)
+                self.report.snapshots += self._check_log(record)
+                self._check_tree(record)
+        if self._crossed:  # whoever owns such a block must not write to it in place
+            self.report.suspect.update(r.id for r in self.records.values() if r.state == LIVE)
+        unseen = self._count_unseen()
+        for record in self.records.values():
+            if record.state == DELETED:
+                self._check_deleted(record)
+        self._check_space(unseen)
+        self._count(self._all - self._done)  # what is unreachable
+        return self.report
+
+    def _count(self, more: int) -> None:
+        """Tell that `more` blocks are accounted for."""
+        self._done = min(self._done + more, self._all)
+        self._progress(self._done, self._all)
+
+    def _damage(self, block: int | None, message: str) -> None:
+        self.report.findings.append(Finding("damage", block, message))
+
+    def _record_block(self, record: VdiRecord) -> int:
+        return self._sb.vdi_slot(record.id, record.sequence % 2)
+
+    # -- fixed metadata ----------------------------------------------------------------
+
+    def _check_extent(self, extent: int) -> None:
+        """Check header and bitmap of one extent, and load the bitmap."""
+        sb = self._sb
+        parts: list[BitmapBlock] = []
+        try:
+            read_header(self._store.device, sb, extent)
+        except IoFailed as error:
+            self._damage(sb.extent_start(extent), _reason(error))
+        try:
+            parts = read_bitmap(self._store.device, sb, extent)
+        except IoFailed as error:
+            self._damage(sb.bitmap_slot(extent, 0, 0), _reason(error))
+            self.unknown.add(extent)
+            self.flags[sb.extent_start(extent) : sb.extent_start(extent + 1)] = ALLOCATED
+            return
+        raw = np.frombuffer(b"".join(part.bits for part in parts), np.uint8)
+        bits = np.unpackbits(raw, bitorder="little")
+        start = sb.extent_start(extent)
+        if bits[sb.extent_blocks :].any():
+            self._damage(start, f"the bitmap of extent {extent} goes beyond its end")
+        if not bits[: sb.overhead].all():
+            self._damage(start, f"the bitmap of extent {extent} gives its own blocks away")
+        self.flags[start : start + sb.extent_blocks] = bits[: sb.extent_blocks] * ALLOCATED
+        self._settle(extent)
+        self._all += int(np.count_nonzero(bits[sb.overhead : sb.extent_blocks]))
+        for part in parts:
+            if part.used != int(np.bitwise_count(np.frombuffer(part.bits, np.uint8)).sum()):
+                self._damage(
+                    sb.bitmap_slot(extent, part.index, part.sequence % 2), "counts its bits wrong"
+                )
+
+    def _settle(self, extent: int) -> None:
+        """Note which blocks of an extent are unreachable if nothing refers to them."""
+        sb = self._sb
+        start, end = sb.extent_start(extent), sb.extent_start(extent + 1)
+        if self._settled is None:
+            self.flags[start:end] |= SETTLED
+        elif end >> 3 <= self._settled.bits.size:  # it was not there yet
+            bits = self._settled.bits[start >> 3 : end >> 3]
+            self.flags[start:end] |= np.unpackbits(bits, bitorder="little") * np.uint8(SETTLED)
+
+    def _check_table(self) -> None:
+        """Check the VDI records by themselves and collect the readable ones."""
+        found = self._registry.scan() if self._found is None else self._found.items()
+        for number, record in found:
+            if not isinstance(record, VdiRecord):
+                self._damage(record.block, f"both records of VDI {number} are damaged")
+                continue
+            problem = self._record_problem(record)
+            if problem:
+                self._damage(self._record_block(record), f"VDI {number}: {problem}")
+                self.report.suspect.add(number)
+            if 1 <= record.height <= MAX_HEIGHT:
+                self.records[number] = record
+
+    def _record_problem(self, record: VdiRecord) -> str:
+        """Return what is impossible about a record, or nothing."""
+        sb = self._sb
+        slots = [
+            VdiRecord.unpack(
+                self._store.device.pread(sb.vdi_slot(record.id, slot) << BLOCK_SHIFT, BLOCK),
+                sb.uuid,
+                record.id,
+            )
+            for slot in (0, 1)
+        ]
+        for slot, found in enumerate(slots):
+            if found is None:
+                self.report.findings.append(
+                    Finding(
+                        "note",
+                        sb.vdi_slot(record.id, slot),
+                        f"one record of VDI {record.id} is not valid (a crash, or damage);"
+                        f" commit {record.sequence} is in force",
+                    )
+                )
+            elif found.sequence % 2 != slot:
+                return f"sequence {found.sequence} is in slot {slot}"
+        moved_on = self._found is not None and any(
+            s and s.sequence > record.sequence for s in slots
+        )
+        # mypy does not see that `in` rules None out
+        if not moved_on and None not in slots and abs(slots[0].sequence - slots[1].sequence) != 1:  # type: ignore[union-attr]
+            return "the sequence numbers of its two records are not one apart"
+        if not 1 <= record.height <= MAX_HEIGHT:
+            return f"its tree cannot have {record.height} levels"
+        if record.size > MAX_VDI_SIZE:
+            return f"its size of {record.size} bytes is not possible"
+        if blocks_for(record.size) > 1 << FANOUT_SHIFT * record.height:
+            return f"a tree of {record.height} levels cannot map its {record.size} bytes"
+        if record.log_retired > snaplog.last_line(record) + 1:
+            return f"it drops {record.log_retired} lines of a snapshot log that is shorter"
+        if record.page and not sb.holds_payload(record.log_block):
+            return f"its snapshot log is to move to block {record.log_block}, which cannot hold it"
+        return ""
+
+    # -- logs and trees ----------------------------------------------------------------
+
+    def _check_deleted(self, record: VdiRecord) -> None:
+        """Check a deleted VDI; live ones come first, so a block it shares wrongly is its own."""
+        self.report.deleted += 1
+        before = len(self.report.findings)
+        self._check_log(record)
+        self._check_tree(record)
+        new = self.report.findings[before:]
+        if any(finding.severity == "damage" for finding in new):
+            self.report.suspect.add(record.id)
+            self._damage(
+                self._record_block(record),
+                f"deleted VDI {record.id} {record.name!r} is damaged; restore it before a repair"
+                " to keep the rest of it",
+            )
+
+    def _check_log(self, record: VdiRecord) -> int:
+        """Check the snapshot log of a VDI and the trees of its snapshots; count them."""
+        what = f"the snapshot log of VDI {record.id}"
+        where = self._record_block(record)
+        if record.log_block:
+            self._use(what, np.array([record.log_block]), LOG, _OWN)
+        deleted: set[tuple[int, int]] = set()
+        count = 0
+        with suppress(IoFailed):  # reported below
+            for block, _ in snaplog.pages(self._store, record):
+                self._use(what, np.array([block]), LOG, _OWN)
+        try:
+            for name, line in snaplog.history(self._store, record):
+                if line.kind == KIND_TOMBSTONE:
+                    deleted.add((line.root, line.size))
+                elif line.kind != KIND_SNAPSHOT:
+                    self._damage(name.block, f"log record {name} of VDI {record.id} has no kind")
+                elif name in deleted:
+                    deleted.discard(name)
+                else:
+                    count += 1
+                    self._check_snapshot(record, name, line.root, line.height, line.mapped)
+        except IoFailed as error:
+            self._damage(
+                error.block if isinstance(error, Corrupt) else None,
+                f"the snapshots of VDI {record.id} from here on are lost: {_reason(error)}",
+            )
+            self.report.suspect.add(record.id)
+            return count
+        if deleted and not (record.log_first or record.log_retired):
+            self.report.findings.append(
+                Finding("note", where, f"VDI {record.id} deletes snapshots it never had")
+            )
+        if count != record.snapshots:
+            self._damage(
+                where, f"VDI {record.id} counts {record.snapshots} snapshots and has {count}"
+            )
+            self.report.suspect.add(record.id)
+        return count
+
+    def _check_snapshot(
+        self, record: VdiRecord, name: SnapshotId, root: int, height: int, mapped: int
+    ) -> None:
+        what = f"snapshot {name} of VDI {record.id}"
+        if root & WRITABLE or not 1 <= height <= MAX_HEIGHT:
+            self._damage(name.block, f"{what} has an impossible root")
+            self._lose(record.id, name, [(0, 1 << FANOUT_SHIFT * MAX_HEIGHT)])
+            return
+        total, lost = self._walk(what, RadixMap(self._store, root, height))
+        self._lose(record.id, name, lost)
+        if not lost and total.mapped != mapped:
+            self._damage(name.block, f"{what} says it maps {mapped} blocks and maps {total.mapped}")
+
+    def _check_tree(self, record: VdiRecord) -> None:
+        """Check the live tree of a VDI, and its own account of it."""
+        what = f"VDI {record.id}"
+        before = len(self.report.findings)
+        owned = [0]
+        total, lost = self._walk(what, RadixMap(self._store, record.root, record.height), owned)
+        self._lose(record.id, None, lost)
+        end = blocks_for(record.size)
+        if total.end > end:
+            self._damage(
+                self._record_block(record), f"{what} maps blocks behind its end at block {end}"
+            )
+            self.report.losses.append(Loss(record.id, None, end, total.end - end))
+        if not lost and total.mapped != record.mapped:
+            self._damage(
+                self._record_block(record),
+                f"{what} says it maps {record.mapped} blocks and maps {total.mapped}",
+            )
+        if not lost and owned[0] != record.own:
+            self._damage(
+                self._record_block(record),
+                f"{what} says it owns {record.own} blocks and owns {owned[0]}",
+            )
+        if len(self.report.findings) > before:
+            self.report.suspect.add(record.id)
+
+    def _lose(self, vdi: int, snapshot: SnapshotId | None, lost: list[tuple[int, int]]) -> None:
+        self.report.losses += [Loss(vdi, snapshot, first, count) for first, count in lost]
+
+    def _walk(
+        self, what: str, tree: RadixMap, owned: list[int] | None = None
+    ) -> tuple[Total, list[tuple[int, int]]]:
+        """Visit a tree; return what it maps and the ranges that cannot be read.
+
+        Nodes that were seen before are not read again, their totals are known. `owned`
+        counts the blocks the tree owns.
+        """
+        lost: list[tuple[int, int]] = []
+        open_nodes: list[tuple[int, int, int, int]] = []
+        mapped = end = 0
+
+        def close(level: int) -> None:
+            """Note the totals of the nodes that the walk has left for one at this level."""
+            while open_nodes and open_nodes[-1][0] <= level:
+                _, key, start, lost_before = open_nodes.pop()
+                if len(lost) == lost_before:
+                    self._totals[key] = Total(mapped - start, end)
+
+        def enter(level: int, entry: int) -> bool:
+            nonlocal mapped, end
+            close(level)
+            total = self._totals.get(entry >> 1)
+            if total is None:
+                return True
+            block = np.array([entry >> 1 & BLOCK_MASK])
+            self._use(what, block, NODE, np.array([owned is not None and bool(entry & WRITABLE)]))
+            mapped += total.mapped
+            end = max(end, total.end)
+            return False
+
+        def damaged(level: int, base: int, error: IoFailed) -> None:
+            size = 1 << FANOUT_SHIFT * (level + 1)
+            block = error.block if isinstance(error, Corrupt) else None
+            self._damage(
+                block,
+                f"{what}: virtual blocks {base} to {base + size - 1} are lost: {_reason(error)}",
+            )
+            lost.append((base, size))
+
+        for visit in tree.walk(enter=enter, damaged=damaged):
+            open_nodes.append((visit.level, visit.entry >> 1, mapped, len(lost)))
+            self._use_node(what, visit, owned)
+            if visit.level == 0:
+                data, last = self._use_data(what, visit, owned, lost)
+                mapped += data
+                end = max(end, last)
+        close(MAX_HEIGHT)
+        return Total(mapped, end), lost
+
+    def _use_node(self, what: str, visit: Visit, owned: list[int] | None) -> None:
+        """Account for one node of a tree."""
+        mine = owned is not None and visit.owned
+        self._use(what, np.array([visit.entry >> 1 & BLOCK_MASK]), NODE, np.array([mine]))
+        if mine and owned is not None:
+            owned[0] += 1
+
+    def _use_data(
+        self, what: str, visit: Visit, owned: list[int] | None, lost: list[tuple[int, int]]
+    ) -> tuple[int, int]:
+        """Account for the data blocks of a leaf; return how many, and where they end."""
+        slots = np.flatnonzero(visit.entries)
+        if not slots.size:
+            return 0, 0
+        entries = visit.entries[slots]
+        blocks = blocks_of(entries)
+        sb = self._store.sb
+        good = (blocks >= sb.extent_blocks) & (blocks < sb.blocks)
+        good &= (blocks % sb.extent_blocks >= sb.overhead) & (entries >> CHECK_SHIFT == 0)
+        for slot in slots[~good].tolist():
+            entry = int(visit.entries[slot])
+            self._damage(
+                visit.entry >> 1 & BLOCK_MASK,
+                f"{what}: virtual block {visit.base + slot} has an impossible pointer {entry:#x}",
+            )
+            lost.append((visit.base + slot, 1))
+        mine = (entries & WRITABLE).astype(bool)[good] & (visit.owned and owned is not None)
+        self._use(what, blocks[good], DATA, mine)
+        if owned is not None:
+            owned[0] += int(mine.sum())
+        return slots.size, visit.base + int(slots[-1]) + 1
+
+    def _use(
+        self, what: str, blocks: NDArray[np.int64], kind: int, mine: NDArray[np.bool_]
+    ) -> None:
+        """Mark blocks as used by `what`; those that are `mine` by nobody else."""
+        known = blocks < self.flags.size  # the store may have grown
+        blocks, mine = blocks[known], (mine & known)[known]
+        flags = self.flags[blocks]
+        self._count(int(np.count_nonzero(flags & SEEN == 0)))
+        self._report_blocks(what, blocks[flags & ALLOCATED == 0], "in use, but free in the bitmap")
+        clash = (flags & OWNED != 0) | (mine & (flags & SEEN != 0))
+        clash |= flags & (_KINDS & ~kind) != 0
+        unique, counts = np.unique(blocks, return_counts=True)
+        twice = np.union1d(blocks[clash], unique[counts > 1])
+        self._crossed = self._crossed or twice.size > 0
+        self._report_blocks(
+            what,
+            twice,
+            "in use twice, though one of the users owns it",
+        )
+        self.flags[blocks] |= np.where(mine, SEEN | kind | OWNED, SEEN | kind).astype(np.uint8)
+
+    def _report_blocks(self, what: str, blocks: NDArray[np.int64], problem: str) -> None:
+        for block in blocks[:_MANY].tolist():
+            self._damage(block, f"{what}: {problem}")
+        if blocks.size > _MANY:
+            self._damage(None, f"{what}: {blocks.size - _MANY} more blocks are {problem}")
+
+    # -- space -------------------------------------------------------------------------
+
+    def _count_unseen(self) -> int:
+        """Return how many payload blocks are allocated and not yet seen in use."""
+        unseen = 0
+        for start, end in self._payloads():
+            flags = self.flags[start:end] & (ALLOCATED | SEEN | SETTLED)
+            unseen += int((flags == ALLOCATED | SETTLED).sum())
+        return unseen
+
+    def _payloads(self) -> Iterator[tuple[int, int]]:
+        """Yield the blocks (from, to) of each extent whose bitmap can be read."""
+        sb = self._sb
+        for extent in range(1, sb.extents):
+            if extent not in self.unknown:
+                yield sb.extent_start(extent) + sb.overhead, sb.extent_start(extent + 1)
+
+    def _check_space(self, without_deleted: int) -> None:
+        """Count what the bitmaps hold and nothing, or only deleted VDIs, refer to.
+
+        Args:
+            without_deleted: blocks that nothing but deleted VDIs may refer to.
+        """
+        report = self.report
+        for start, end in self._payloads():
+            report.allocated += int((self.flags[start:end] & ALLOCATED).astype(bool).sum())
+        report.unreachable = self._count_unseen()
+        report.restorable = without_deleted - report.unreachable
+        if report.deleted:
+            self._note(
+                f"{report.restorable} blocks belong to {report.deleted} deleted VDIs, which can"
+                " be restored until garbage collection frees them"
+            )
+        if report.unreachable:
+            self._note(
+                f"{report.unreachable} blocks are unreachable; garbage collection can free them"
+            )
+
+    def _note(self, message: str) -> None:
+        self.report.findings.append(Finding("note", None, message))
+
+
+def _reason(error: IoFailed) -> str:
+    """Return the message of an error without the block, which a finding names itself."""
+    if isinstance(error, Corrupt):
+        return error.message.removeprefix(f"block {error.block}: ")
+    return error.message
