@@ -52,7 +52,7 @@ def run(uri: str, load: Load, seconds: float, seed: int) -> float:
     if load.flush_every:
         command.append(f"--fsync={load.flush_every}")
     if load.verify:
-        command += ["--verify=crc32c", "--verify_fatal=1"]
+        command += ["--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0"]
     if load.amount:
         command += [f"--io_size={load.amount}"]
     else:

@@ -51,12 +51,17 @@ class Collecting(OpenVdis):
     def image(self, snapshot: Snapshot) -> Image:
         """Return the contents of a snapshot, for reading.
 
-        As long as it is in use, this session frees none of its blocks.
+        As long as it is in use, this session frees none of its blocks. It ends with the
+        object; who may have it in a cycle of references says so with `done_with`.
         """
         image = Image(self.store, snapshot.root, snapshot.height, snapshot.size)
         image.attend = self.attend
         self._images.add(image)
         return image
+
+    def done_with(self, image: Image) -> None:
+        """Note that the contents of a snapshot are not read any more."""
+        self._images.discard(image)
 
     def reading_now(self) -> list[RadixMap]:
         """Return the trees of the snapshots that are in use."""

@@ -356,6 +356,11 @@ class LockConnection:
         return self._client.store
 
     @property
+    def longest_break(self) -> float:
+        """Seconds after which a lock that is broken is free, whatever its holder does."""
+        return self._client.timing.give_away_after
+
+    @property
     def address(self) -> str:
         """Where the master is."""
         return self._link.address

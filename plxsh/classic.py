@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import click
 
+from core.errors import Fenced, InUse
 from plxsh import streams
 from plxsh.context import Settings, cache_mode, pass_settings
 from plxsh.groups import Command
@@ -62,8 +63,7 @@ class Tool(Command):
 
 def run(tool: Tool, args: Sequence[str]) -> int:
     """Run one tool and return its exit status; errors are one line that begins with its name."""
-    settings = Settings()
-
+    settings = Settings(program=tool.name or "")
     streams.prepare()
 
     def command() -> Any:
@@ -242,11 +242,14 @@ def vdi_snap(settings: Settings, vdi: str) -> None:
 @pass_settings
 def vdi_snap_offline(settings: Settings, vdi: str) -> None:
     """Take a snapshot of a VDI that nobody has open, and print its id (BLOCK OFFSET)."""
-    with (
-        settings.session() as session,
-        session.opened(session.registry.find(vdi)) as opened,
-    ):
-        where = opened.snapshot("")
+    with settings.session() as session:
+        try:
+            with session.opened(session.registry.find(vdi)) as opened:
+                where = opened.snapshot("")
+        except Fenced:
+            raise
+        except InUse as error:
+            raise InUse(error.message, "vdi_snap takes a snapshot of one that is open") from error
     click.echo(f"{where.block} {where.offset}")
 
 

@@ -5,18 +5,22 @@ A single command stays silent about it: a script must not break over an alias.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from typing import Final
 
 import click
 
 from core.errors import BadRequest
-from plxsh.context import Settings
+from plxsh.context import LOCK_MASTER_KEYS, Settings
 from plxsh.grammar import read
 
-_SECTIONS: Final = ("blockstore", "lock_master", "shell", "tap")
-_OF_SHELL: Final = ("output", "keys", "pager", "aliases")
+_KNOWN: Final = {
+    "blockstore": ("data", "cache"),
+    "lock_master": LOCK_MASTER_KEYS,
+    "shell": ("output", "keys", "pager", "aliases"),
+    "tap": ("metrics", "log", "gc_every"),
+}
 
 
 def complaints(cli: click.Command, settings: Settings) -> Iterator[str]:
@@ -26,12 +30,15 @@ def complaints(cli: click.Command, settings: Settings) -> Iterator[str]:
         cli: the command that knows what an alias may stand for.
         settings: have the configuration.
     """
-    for section in settings.config:
-        if section not in _SECTIONS:
-            yield f"the configuration has an unknown section [{section}]{_near(section, _SECTIONS)}"
-    for key in settings.config.get("shell", ()):
-        if key not in _OF_SHELL:
-            yield f"the configuration has an unknown key {key!r} in [shell]{_near(key, _OF_SHELL)}"
+    for section, table in settings.config.items():
+        known = _KNOWN.get(section)
+        if known is None:
+            yield f"the configuration has an unknown section [{section}]{_near(section, _KNOWN)}"
+            continue
+        for key in table if isinstance(table, dict) else ():
+            if key not in known:
+                where = f"key {key!r} in [{section}]{_near(key, known)}"
+                yield f"the configuration has an unknown {where}"
     try:
         names = [*settings.aliases()]
     except BadRequest as error:
@@ -56,6 +63,6 @@ def _of_alias(cli: click.Command, settings: Settings, name: str) -> Iterator[str
         yield f"the alias {name!r} stands for no command: {' '.join(words)!r}"
 
 
-def _near(word: str, known: tuple[str, ...]) -> str:
+def _near(word: str, known: Iterable[str]) -> str:
     close = get_close_matches(word, known, 1)
     return f"; did you mean {close[0]!r}?" if close else ""

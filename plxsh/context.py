@@ -30,6 +30,7 @@ Output = Literal["table", "json", "yaml", "plain"]
 OUTPUTS: Final[tuple[Output, ...]] = get_args(Output)
 CACHES: Final[tuple[Cache, ...]] = ("host", "none")
 
+LOCK_MASTER_KEYS: Final = ("address", "key", "tls", "listen", "state", "log", "metrics")
 DEFAULT_STORE: Final = "/blockstore.dat"
 CONFIG_FILES: Final = ("~/.config/parallax/parallax.toml", "/etc/parallax/parallax.toml")
 
@@ -51,6 +52,7 @@ class Settings:
         quiet: no notes, no progress.
         verbose: more of both.
         no_color: no colours; `color` says whether standard output takes any.
+        program: what was started: plxsh, or one of the original tools.
         command: the words of the command that runs, for its errors.
         config: contents of the configuration file.
         paged: long output may go to a pager.
@@ -71,6 +73,7 @@ class Settings:
     verbose: bool = False
     no_color: bool = False
     color: bool = False
+    program: str = "plxsh"
     command: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     paged: bool = True
@@ -90,12 +93,13 @@ class Settings:
         """Read the configuration and take from it what no option has set.
 
         Raises:
-            NotFound, BadRequest: see `load_config`, `configured`, `cache_mode` and
-                `output_form`.
+            NotFound, BadRequest: see `load_config`, `configured`, `cache_mode`,
+                `refuse_unknown` and `output_form`.
         """
         self.config = load_config(path)
         self.store = self.store or configured(self.config, "blockstore", "data") or DEFAULT_STORE
         self.cache = self.cache or cache_mode(configured(self.config, "blockstore", "cache"))
+        refuse_unknown(self.config, "lock_master", LOCK_MASTER_KEYS)
         for name, heard, key in (
             ("lock_master", os.environ.get("PARALLAX_LOCK_MASTER"), "address"),
             ("lock_key", os.environ.get("PARALLAX_LOCK_KEY"), "key"),
@@ -165,6 +169,11 @@ class Settings:
         self.warn(store.warnings)
         return store
 
+    @property
+    def purpose(self) -> str:
+        """What this process does, for people: the words of its command line."""
+        return f"{self.program} {self.command}".rstrip()
+
     def store_uuid(self) -> str:
         """Return the UUID of the store, in hexadecimal; raises as `Blockstore.open`."""
         from core.blockstore import Blockstore
@@ -176,7 +185,7 @@ class Settings:
         """Begin a session with the lock master that is configured.
 
         Args:
-            purpose: what this process does, for people; by default the command.
+            purpose: what this process does, for people; by default the command line.
 
         Raises:
             InUse, IoFailed: the lock master refuses, or cannot be reached.
@@ -184,7 +193,7 @@ class Settings:
         """
         from plxsh.locking import connect
 
-        return connect(self, self.lock_master, purpose)
+        return connect(self, self.lock_master, purpose or self.purpose)
 
     def session(self, mode: Mode = "write") -> Session:
         """Open a session; with --dry-run nothing that it writes reaches the store.
@@ -300,6 +309,23 @@ def configured(config: Mapping[str, Any], section: str, key: str) -> str | None:
             f"[{section}] {key} of the configuration is {value!r}, not a text", "put it in quotes"
         )
     return value
+
+
+def refuse_unknown(config: Mapping[str, Any], section: str, known: Iterable[str]) -> None:
+    """Refuse a misspelled key where doing without it is dangerous.
+
+    Who does not ask the lock master of a store writes to it beside those who do.
+
+    Raises:
+        BadRequest: the section has a key that means nothing.
+    """
+    table = config.get(section, {})
+    for key in table if isinstance(table, dict) else ():
+        if key not in known:
+            raise BadRequest(
+                f"[{section}] of the configuration has an unknown key {key!r}",
+                f"it may have {', '.join(known)}",
+            )
 
 
 def cache_mode(chosen: str | None) -> Cache:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _TIMEOUT: Final = 0.5
 """Seconds until a tap that does not answer counts as none."""
 _SHOWN: Final = 3
+_IS_OPEN: Final = " is open on "
+"""In the refusals that are about who has a VDI open, and not about its snapshots."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def session_for(settings: Settings, reference: str, snapshot: bool = False) -> I
             raise
         except InUse as error:
             clients = [] if snapshot else _clients(settings, session.registry.find(reference))
-            if not clients:
+            if not clients or _IS_OPEN not in error.message:
                 raise
             raise InUse(f"{error.message}; {_served(clients)}", error.hint) from error
 

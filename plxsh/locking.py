@@ -11,7 +11,8 @@ import os
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from threading import Timer
+from typing import TYPE_CHECKING, Final
 
 from core.errors import InUse, IoFailed, ParallaxError
 from plxsh.context import RUN_FOLDERS, run_folder
@@ -23,14 +24,16 @@ if TYPE_CHECKING:
     from core.session import Session
     from plxsh.context import Settings
 
+_TELL_AFTER: Final = 2.0
+"""Seconds without a word that nobody wonders about."""
+
 
 def open_session(settings: Settings, mode: Mode) -> Session:
     """Open the store to change it, or to have its contents stand still; see `Settings.session`."""
     from core.session import Session
 
     if settings.lock_master:
-        locks = settings.connect()
-        return Session.open(settings.store, mode, settings.caching, locks)
+        return join(settings, mode, settings.connect())
     try:
         return Session.open(settings.store, mode, settings.caching)
     except InUse:
@@ -38,6 +41,20 @@ def open_session(settings: Settings, mode: Mode) -> Session:
         if beside is None:
             raise
     return Session.open(settings.store, mode, settings.caching, beside)
+
+
+def join(settings: Settings, mode: Mode, locks: LockConnection) -> Session:
+    """Open the store under a lock master; says what it waits for when that takes long."""
+    from core.session import Session
+
+    told = f"waiting for the lock master at {settings.lock_master}: at first it grants nothing"
+    telling = Timer(_TELL_AFTER, settings.note, (told,))
+    telling.daemon = True
+    telling.start()
+    try:
+        return Session.open(settings.store, mode, settings.caching, locks)
+    finally:
+        telling.cancel()
 
 
 def connect(settings: Settings, address: str, purpose: str = "") -> LockConnection:
@@ -79,7 +96,7 @@ def connect_to(
     checked(LOCK_MASTER, address, "the lock master")
     return LockConnection(
         address,
-        purpose or f"plxsh {settings.command}".rstrip(),
+        purpose or settings.purpose,
         scope=scope,
         key=read_key(settings.lock_key) if settings.lock_key else None,
         tls=client_tls(settings.lock_tls) if settings.lock_tls else None,

@@ -77,11 +77,10 @@ _INTERVALS: Final = {
     "off": "no more snapshots",
 }
 _ADDRESSES: Final = {
-    "127.0.0.1:10809": "this host only",
-    "0.0.0.0:10809": "every host",
-    "[::1]:10809": "this host only, IPv6",
+    "127.0.0.1": "this host only",
+    "0.0.0.0": "every host",
+    "[::1]": "this host only, IPv6",
 }
-
 _LOCK_MASTERS: Final = {"127.0.0.1:8440": "on this host", "unix:": "a socket on this host"}
 
 
@@ -292,9 +291,12 @@ def _virtual_devices(_settings: Settings, _incomplete: str) -> Items:
     ]
 
 
-def _addresses(_settings: Settings, _incomplete: str) -> Items:
-    """Return addresses to listen on, with the port of NBD."""
-    return [CompletionItem(address, "address", help=who) for address, who in _ADDRESSES.items()]
+def addresses(port: int) -> Items:
+    """Return addresses to listen on, with a port."""
+    return [
+        CompletionItem(f"{address}:{port}", "address", help=who)
+        for address, who in _ADDRESSES.items()
+    ]
 
 
 def _holders(settings: Settings) -> Mapping[str, Holding]:
@@ -305,15 +307,16 @@ def _holders(settings: Settings) -> Mapping[str, Holding]:
 
 
 def _locks(settings: Settings, _incomplete: str) -> Items:
-    """Return the locks that somebody holds."""
+    """Return the locks that somebody holds and 'lock break' takes."""
     held = _holders(settings)
-    return [CompletionItem(name, "lock", help=str(held[name].who)) for name in sorted(held)]
+    names = [name for name in sorted(held) if name == "gc" or name.startswith("vdi/")]
+    return [CompletionItem(name, "lock", help=str(held[name].who)) for name in names]
 
 
 def _lock_hosts(settings: Settings, _incomplete: str) -> Items:
-    """Return the hosts that have the store open."""
+    """Return the hosts whose tap has the store open; 'lock handover' refuses others."""
     sessions = [one for name, one in _holders(settings).items() if name.startswith("session/")]
-    hosts = {one.who.host: one.who.purpose for one in sessions}
+    hosts = {s.who.host: s.who.purpose for s in sessions if "tap" in s.who.purpose.split()}
     return [CompletionItem(host, "host", help=purpose) for host, purpose in sorted(hosts.items())]
 
 
@@ -331,7 +334,6 @@ _OFFERS: Final[Mapping[str, Callable[[Settings, str], Items]]] = {
     "INTERVAL|off": _intervals,
     "FORMAT": _formats,
     "VDEV": _virtual_devices,
-    "ADDR:PORT": _addresses,
     "HOST:PORT|unix:PATH": _lock_masters,
     "LOCK": _locks,
     "HOST": _lock_hosts,

@@ -83,9 +83,17 @@ class IntervalType(CompletedType[int]):
 
 
 class AddressType(CompletedType[tuple[str, int]]):
-    """A TCP address and port: `127.0.0.1:10809` or `[::1]:10809`."""
+    """A TCP address and port: `127.0.0.1:10809` or `[::1]:10809`.
+
+    Args:
+        port: the usual one of what listens there.
+    """
 
     name = "ADDR:PORT"
+
+    def __init__(self, port: int) -> None:
+        """Know the port that examples have."""
+        self._port = port
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -96,8 +104,20 @@ class AddressType(CompletedType[tuple[str, int]]):
         host, colon, port = value.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
         if not (colon and host and port.isascii() and port.isdigit() and int(port) < 1 << 16):
-            self.fail(f"{value!r} is no address; write ADDR:PORT, as 127.0.0.1:10809", param, ctx)
+            example = f"127.0.0.1:{self._port}"
+            self.fail(f"{value!r} is no address; write ADDR:PORT, as {example}", param, ctx)
         return host, int(port)
+
+    def shell_complete(
+        self,
+        ctx: click.Context,  # noqa: ARG002
+        param: click.Parameter,  # noqa: ARG002
+        incomplete: str,  # noqa: ARG002
+    ) -> Items:
+        """Return addresses to listen on, with the usual port."""
+        from plxsh.offers import addresses
+
+        return addresses(self._port)
 
 
 class LockMasterType(CompletedType[str]):
@@ -217,7 +237,10 @@ FORMAT: Final = FormatType()
 FILE: Final = PathType(readable=False)
 """Whether it may be read is for those to say who read it."""
 VIRTUAL_DEVICE: Final = VirtualDeviceType()
-ADDRESS: Final = AddressType()
+ADDRESS: Final = AddressType(10809)
+"""Of NBD."""
+METRICS_ADDRESS: Final = AddressType(8441)
+LOCK_ADDRESS: Final = AddressType(8440)
 LOCK_MASTER: Final = LockMasterType()
 LOCK: Final = LockType()
 LOCK_HOST: Final = LockHostType()

@@ -119,6 +119,26 @@ class Demo:
                 raise
         return server
 
+    def attach(self, line: str, lock: str) -> subprocess.Popen[bytes]:
+        """Start a client that stays; return when the tap has that lock for it."""
+        with self.timed(f"{line} &"):
+            client = subprocess.Popen(
+                shlex.split(line), cwd=self.folder, env=self._env, stdout=subprocess.DEVNULL
+            )
+            until = time.monotonic() + PATIENCE
+            while lock not in self._locks():
+                if client.poll() is not None or time.monotonic() > until:
+                    stop(client)
+                    raise Wrong(f"it has not got {lock}: {line}")
+        return client
+
+    def _locks(self) -> str:
+        command = ["plxsh", "lock", "list"]
+        done = subprocess.run(
+            command, cwd=self.folder, env=self._env, stdout=subprocess.PIPE, text=True, check=True
+        )
+        return done.stdout
+
     def _wait_for(self, name: str, server: subprocess.Popen[bytes]) -> None:
         until = time.monotonic() + PATIENCE
         while not (self.folder / name).exists():
@@ -181,6 +201,7 @@ def write(demo: Demo) -> None:
     demo.step("Serve everything over NBD")
     tap = demo.start("plxsh --quiet tap serve --unix nbd.sock", "nbd.sock")
     try:
+        snapshot_live(demo)
         demo.step(f"Overwrite {NOTE} in the clone web, with a client that is not ours")
         where = demo.run(f"debugfs -R 'blocks {NOTE}' disk.img", show=False)
         offset = int(where.split()[-1]) * BLOCK
@@ -196,6 +217,19 @@ def write(demo: Demo) -> None:
             stop(tap)
 
 
+def snapshot_live(demo: Demo) -> None:
+    """Take a snapshot of a clone that a client has open, beside the tap."""
+    demo.step("Open the clone web, as a machine that runs would")
+    uri = "nbd+unix:///web?socket=nbd.sock"
+    machine = demo.attach(f"qemu-io -f raw -c 'sleep 600000' '{uri}'", "vdi/1")
+    try:
+        demo.run("plxsh --output table tap list --unix nbd.sock")
+        demo.step("Take a snapshot of it while it is open")
+        demo.run("plxsh snap create web --label before")
+    finally:
+        stop(machine)
+
+
 def prove(demo: Demo) -> None:
     """Make sure that what was written is where it belongs, and nowhere else."""
     demo.step("Nothing else has changed")
@@ -203,7 +237,7 @@ def prove(demo: Demo) -> None:
     demo.run("plxsh vdi validate mail disk.img")
     demo.run("plxsh vdi validate web disk.img", status=1)
     demo.step("Every file system is sound and holds the right file")
-    for name, text in (("web", NEW), ("mail", OLD), ("base@clean", OLD)):
+    for name, text in (("web", NEW), ("web@before", OLD), ("mail", OLD)):
         demo.run(f"plxsh vdi export {name} {name}.img")
         demo.expect(f"{NOTE} of {name}: {text.strip()}", demo.file(f"{name}.img", NOTE) == text)
     demo.step("The store is sound, and a clone costs what was written to it")

@@ -357,6 +357,8 @@ class Exports:
             connection.disconnect(why)
         if export.vdi is not None:
             self._session.drop(export.vdi)
+        else:
+            self._session.done_with(export.image)
         self.changed()
 
     def settle_all(self) -> None:
@@ -367,11 +369,13 @@ class Exports:
     def _forget(self, export: Export) -> None:
         """Give up an export, with a commit if something was written."""
         del self.open[export.key]
-        if export.vdi is not None:
-            try:
-                self._session.release(export.vdi)
-            finally:
-                self.changed()
+        if export.vdi is None:
+            self._session.done_with(export.image)
+            return
+        try:
+            self._session.release(export.vdi)
+        finally:
+            self.changed()
 
     def close(self) -> None:
         """Commit and give up everything.

@@ -30,14 +30,14 @@ _GIVE_UP: Final = 60.0
 _LOOK_EVERY: Final = 0.1
 
 _LIST: Final = (
-    Column("lock", "Lock"),
+    Column("lock", "Lock", flexible=True),
     Column("what", "What", flexible=True),
     Column("access", "Access"),
     Column("host", "Host", flexible=True),
     Column("process", "Process", "number"),
     Column("purpose", "Purpose", flexible=True),
-    Column("token", "Token", "number", rank=1),
-    Column("state", "State", rank=2),
+    Column("token", "Token", "number", rank=2),
+    Column("state", "State", rank=1),
 )
 
 
@@ -138,11 +138,17 @@ def what_it_is(name: str, names: Mapping[int, str]) -> str:
 def break_(settings: Settings, name: str) -> None:
     """Take a lock from whoever holds it, for instance when that host hangs.
 
-    LOCK is a name that 'lock list' shows. The holder stops at once if it still hears, and
-    loses what it wrote since its last commit. If it does not answer, others can have the lock
-    only after its lease has ended and a margin has passed; that cannot be shortened, as it
-    might still be writing. Returns when the lock is free.
+    LOCK is vdi/N or gc. The holder stops at once if it still hears, and loses what it wrote
+    since its last commit. If it does not answer, others can have the lock only after its
+    lease has ended and a margin has passed; that cannot be shortened, as it might still be
+    writing. Returns when the lock is free.
     """
+    if name.rpartition("/")[0] != "vdi" and name != "gc":
+        raise BadRequest(
+            f"{name} cannot be taken from a session that goes on: it may have written there what"
+            " it has not committed",
+            "end that process: all it has is free when its lease has ended",
+        )
     names = _vdi_names(settings)
     locks = _required(settings, names is not None)
     with closing(locks):
@@ -150,9 +156,12 @@ def break_(settings: Settings, name: str) -> None:
         if held is None:
             raise NotFound(f"nobody holds {name}", "'plxsh lock list' shows all locks")
         what = f"{name} ({what_it_is(name, names or {})}), held by {held.who}"
+        lost = "what was written since its last commit is lost"
+        if name.startswith("vdi/"):
+            lost = f"its clients are disconnected, and {lost}"
         settings.confirm(
-            f"breaking {what}: what was written since its last commit is lost; others can have it"
-            " as soon as the holder has stopped, at the latest after its lease and a margin",
+            f"breaking {what}: {lost}; others can have it as soon as the holder has stopped, at"
+            f" the latest after {locks.longest_break:.0f} s",
             name,
         )
         result = {"lock": _described(held, names or {})}
@@ -257,7 +266,7 @@ def _destination(holdings: Sequence[Holding], host: str) -> Holding:
             f"no tap on {host!r} has the store open", f"hosts that have it open: {known}"
         )
     if len(found) > 1:
-        which = " or ".join(held.name for held in found)
+        which = " or ".join(f"{held.name} (process {held.who.pid})" for held in found)
         raise BadRequest(f"{host!r} has several sessions", f"name one of them: {which}")
     return found[0]
 

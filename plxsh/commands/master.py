@@ -10,7 +10,7 @@ import click
 from core.device import io_error
 from plxsh.context import Settings, configured, pass_settings
 from plxsh.groups import Command
-from plxsh.params import ADDRESS, FILE, checked
+from plxsh.params import FILE, LOCK_ADDRESS, METRICS_ADDRESS, AddressType, checked
 
 if TYPE_CHECKING:
     from core.lock_service import LockService
@@ -27,7 +27,9 @@ _STATE: Final = "lock_master.epoch"
     ],
 )
 @click.option(
-    "--listen", type=ADDRESS, help="TCP address and port to listen on.  [default: 127.0.0.1:8440]"
+    "--listen",
+    type=LOCK_ADDRESS,
+    help="TCP address and port to listen on.  [default: 127.0.0.1:8440]",
 )
 @click.option("--unix", type=FILE, metavar="PATH", help="Unix socket to listen on as well.")
 @click.option("--key", type=FILE, metavar="FILE", help="File with the key that clients share.")
@@ -49,7 +51,9 @@ _STATE: Final = "lock_master.epoch"
     metavar="SECONDS",
     help="How long a session lives without a sign of life.  [default: 20]",
 )
-@click.option("--metrics", type=ADDRESS, help="Where GET /metrics is answered.  [default: nowhere]")
+@click.option(
+    "--metrics", type=METRICS_ADDRESS, help="Where GET /metrics is answered.  [default: nowhere]"
+)
 @click.option(
     "--log",
     type=click.Choice(("text", "json")),
@@ -94,7 +98,8 @@ def run_master(
     form = log_form(log or configured(settings.config, "lock_master", "log"))
     key = key or settings.lock_key or None
     tls = tls or settings.lock_tls
-    listen = listen or _configured_listen(settings) or (None if unix else _LISTEN)
+    metrics = metrics or _configured(settings, "metrics", METRICS_ADDRESS)
+    listen = listen or _configured(settings, "listen", LOCK_ADDRESS) or (None if unix else _LISTEN)
     state = state or configured(settings.config, "lock_master", "state") or default_state()
     secret = read_key(key) if key else None
 
@@ -138,6 +143,7 @@ def _make_folder(path: str) -> None:
         raise io_error(error, f"cannot make {folder}") from error
 
 
-def _configured_listen(settings: Settings) -> tuple[str, int] | None:
-    text = configured(settings.config, "lock_master", "listen")
-    return checked(ADDRESS, text, "[lock_master] listen of the configuration") if text else None
+def _configured(settings: Settings, name: str, kind: AddressType) -> tuple[str, int] | None:
+    """Return an address in the section [lock_master] of the configuration."""
+    text = configured(settings.config, "lock_master", name)
+    return checked(kind, text, f"[lock_master] {name} of the configuration") if text else None

@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from core.errors import BadRequest
 from plxsh import render
 from plxsh.context import Settings, configured, default_socket, hosted_socket, pass_settings
 from plxsh.groups import Group
-from plxsh.params import ADDRESS, FILE
+from plxsh.locking import join
+from plxsh.params import ADDRESS, FILE, METRICS_ADDRESS, checked
 from plxsh.render import Column
 
 if TYPE_CHECKING:
     from core.session import Session
     from core.tap.collecting import Chore
+
+_PURPOSE: Final = "plxsh tap serve"
+"""What every tap is known by to the lock master, parallaxd too: 'lock handover' looks for it."""
 
 _LIST: Final = (
     Column("export", "Export", flexible=True),
@@ -56,7 +59,9 @@ def tap() -> None:
     metavar="DIR",
     help="Certificates for TCP: server-cert.pem, server-key.pem.",
 )
-@click.option("--metrics", type=ADDRESS, help="Where GET /metrics is answered.  [default: nowhere]")
+@click.option(
+    "--metrics", type=METRICS_ADDRESS, help="Where GET /metrics is answered.  [default: nowhere]"
+)
 @click.option(
     "--log",
     type=click.Choice(("text", "json")),
@@ -108,7 +113,7 @@ def serve_store(
     from plxsh.log import level_for, log_form, logging_to_stderr
 
     form = log_form(log or configured(settings.config, "tap", "log"))
-    metrics = metrics or _configured_address(settings, "metrics")
+    metrics = metrics or _configured_metrics(settings)
     collector = _collector(settings, gc_every or configured(settings.config, "tap", "gc_every"))
     if unix is None and "LISTEN_FDS" not in os.environ:  # unless systemd listens for us
         unix = default_socket()
@@ -148,8 +153,13 @@ def serve_store(
 @contextmanager
 def _session(settings: Settings) -> Iterator[tuple[Session, str]]:
     """Give out a session to serve, and where its lock master is; empty for none but its own."""
-    if settings.dry_run or settings.lock_master:
+    if settings.dry_run:
         with settings.session() as session:
+            yield session, settings.lock_master
+        return
+    if settings.lock_master:
+        with join(settings, "write", settings.connect(_PURPOSE)) as session:
+            settings.warn(session.store.warnings)
             yield session, settings.lock_master
         return
     from core.tap.hosting import hosted_session
@@ -181,21 +191,10 @@ def _collector(settings: Settings, every: str | None) -> Chore:
     return Chore(command, given, parse_interval(every or "off") / 1e9)
 
 
-def _configured_address(settings: Settings, key: str) -> tuple[str, int] | None:
-    """Return an address in the section [tap] of the configuration.
-
-    Raises:
-        BadRequest: what is there is none.
-    """
-    text = configured(settings.config, "tap", key)
-    if text is None:
-        return None
-    try:
-        return ADDRESS.convert(text, None, None)
-    except click.BadParameter as error:
-        raise BadRequest(
-            f"[tap] {key} of the configuration: {error.message}", "correct the file"
-        ) from error
+def _configured_metrics(settings: Settings) -> tuple[str, int] | None:
+    """Return where the section [tap] of the configuration has metrics answered."""
+    text = configured(settings.config, "tap", "metrics")
+    return checked(METRICS_ADDRESS, text, "[tap] metrics of the configuration") if text else None
 
 
 @tap.command("list", examples=["plxsh tap list"])

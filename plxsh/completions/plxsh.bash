@@ -20,5 +20,5 @@ _plxsh() {
     fi
 }
 
-complete -o nosort -F _plxsh plxsh parallax-mkfs parallaxd vdi_create vdi_fill vdi_list \
+complete -o nosort -F _plxsh plxsh parallax-mkfs parallaxd plxlockmaster vdi_create vdi_fill vdi_list \
     vdi_snap vdi_snap_delete vdi_snap_list vdi_snap_offline vdi_tree vdi_validate

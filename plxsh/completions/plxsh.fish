@@ -16,7 +16,7 @@ function __plxsh_ask
     test "$answer[1]" != files
 end
 
-for program in plxsh parallax-mkfs parallaxd vdi_create vdi_fill vdi_list vdi_snap \
+for program in plxsh parallax-mkfs parallaxd plxlockmaster vdi_create vdi_fill vdi_list vdi_snap \
         vdi_snap_delete vdi_snap_list vdi_snap_offline vdi_tree vdi_validate
     complete -c $program -n __plxsh_ask -f -k -a '$__plxsh_answer'
 end

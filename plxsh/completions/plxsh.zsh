@@ -1,4 +1,4 @@
-#compdef plxsh parallax-mkfs parallaxd vdi_create vdi_fill vdi_list vdi_snap vdi_snap_delete vdi_snap_list vdi_snap_offline vdi_tree vdi_validate
+#compdef plxsh parallax-mkfs parallaxd plxlockmaster vdi_create vdi_fill vdi_list vdi_snap vdi_snap_delete vdi_snap_list vdi_snap_offline vdi_tree vdi_validate
 # Completion of plxsh and the original tools for zsh. It knows no commands: it asks plxsh.
 
 _plxsh() {
@@ -34,6 +34,6 @@ if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
     _plxsh "$@"
 else
     (( $+functions[compdef] )) || { autoload -Uz compinit && compinit }
-    compdef _plxsh plxsh parallax-mkfs parallaxd vdi_create vdi_fill vdi_list vdi_snap \
+    compdef _plxsh plxsh parallax-mkfs parallaxd plxlockmaster vdi_create vdi_fill vdi_list vdi_snap \
         vdi_snap_delete vdi_snap_list vdi_snap_offline vdi_tree vdi_validate
 fi

@@ -56,23 +56,24 @@ def _parts(shell: Interpreter, overview: Overview | None) -> Iterable[tuple[str,
         yield style, f"VDI {shell.used}{' is gone' * gone}"
     if overview is None or overview.trouble:
         return
+    if overview.locks_down:
+        yield "class:toolbar.alarm", f"lock master {overview.locks} is down"
     part = overview.used * 100 // overview.total if overview.total else 0
     space = f"{human_size(overview.used)} of {human_size(overview.total)} used ({part} %)"
     yield ("class:toolbar.alarm" if part >= _NEARLY_FULL else "class:toolbar"), space
     exports = overview.exports or 0
     if exports:
         yield "class:toolbar", counted(exports, "open export")
-    yield _lock_master(overview)
+    if not overview.locks_down:
+        yield "class:toolbar", _lock_master(overview)
     if not exports:
         yield "class:toolbar", "no open exports"
     yield "class:toolbar", counted(overview.vdis, "VDI")
 
 
-def _lock_master(overview: Overview) -> tuple[str, str]:
-    """Return style and text of the part that says where the lock master is."""
-    if overview.locks_down:
-        return "class:toolbar.alarm", f"lock master {overview.locks} is down"
+def _lock_master(overview: Overview) -> str:
+    """Say where the lock master is."""
     if overview.locks:
-        return "class:toolbar", f"lock master {overview.locks}"
+        return f"lock master {overview.locks}"
     held = f"locked by {overview.holder}" if overview.holder else "free"
-    return "class:toolbar", f"lock master embedded, {held}"
+    return f"lock master embedded, {held}"

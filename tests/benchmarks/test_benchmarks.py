@@ -77,9 +77,11 @@ def module(name: str) -> ModuleType:
 @pytest.mark.slow
 def test_quick_run_measures_everything(tmp_path: Path) -> None:
     result = tmp_path / "result.json"
+    here = tmp_path / "here"
+    here.mkdir()
     command = [sys.executable, str(FOLDER / "bench.py"), "--quick"]
     command += ["--dir", str(tmp_path), "--json", str(result)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=here, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     figures = json.loads(result.read_text())["figures"]
     assert [figure["name"] for figure in figures] == list(PEERS)
@@ -89,6 +91,7 @@ def test_quick_run_measures_everything(tmp_path: Path) -> None:
         assert {ratio["peer"] for ratio in figure["ratios"]} == peers
         assert all(value > 0 for values in figure["values"].values() for value in values)
         assert figure["name"] in done.stdout
+    here.rmdir()  # what was left in it would keep it
     assert list(tmp_path.iterdir()) == [result], "something was left behind"
 
 

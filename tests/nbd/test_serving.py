@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from support.fake_locks import wait_for
 from support.stores import noise
 from support.tap import (
     CONTENTS,
@@ -84,6 +86,19 @@ def test_the_last_disconnect_commits_and_gives_the_vdi_up(store: str) -> None:
         while query_status(unix)["exports"]:
             pass
         assert contents_of(store, "clone")[:3] == b"bye"
+
+
+def test_a_snapshot_that_no_client_reads_any_more_can_be_collected_at_once(store: str) -> None:
+    gc.disable()  # what is in a cycle of references would stay for a while
+    try:
+        with tap_in_thread(store) as (tap, unix):
+            session = tap._shared.session
+            with RawClient(unix) as client:
+                client.go("golden@base").read(0, 4096)
+                assert session.reading_now()
+            wait_for(lambda: not session.reading_now())
+    finally:
+        gc.enable()
 
 
 def test_many_flushes_at_once_are_all_answered(unix: str) -> None:

@@ -100,6 +100,11 @@ def test_what_would_disturb_a_client_is_refused_with_its_name(
             assert "(plxsh tap serve)" in line, line
             if "fill" not in args:
                 assert f"it serves it to {client}" in line, line
+        line = plx.fails(4, "-y", "vdi", "delete", "web")
+        assert "snapshot" in line
+        assert client not in line  # that is not why
+        for args in (["vdi", "export", "web", "out.img"], ["snap", "diff", "base@clean", "web"]):
+            assert "(take a snapshot and read that)" in plx.fails(4, *args)
         assert f"snapshot {'.'.join(snapshot)}" in plx.fails(
             4, "-y", "snap", "delete", "base@clean"
         )
@@ -158,6 +163,8 @@ def test_without_a_tap_there_are_no_locks(plx: Plx) -> None:
     result = plx("-v", "lock", "list")
     assert "the lock master is embedded; the store is free" in result.err
     assert "there is no lock master" in plx.fails(3, "lock", "break", "vdi/1")
+    for name in ("extent/1", "session/aa", "registry"):
+        assert f"{name} cannot be taken from a session" in plx.fails(2, "-y", "lock", "break", name)
 
 
 def test_breaking_asks_and_takes_the_lock_from_a_tool(plx: Plx, tap: str) -> None:
@@ -169,6 +176,8 @@ def test_breaking_asks_and_takes_the_lock_from_a_tool(plx: Plx, tap: str) -> Non
             assert filling.poll() is None
             time.sleep(0.05)
         line = plx.fails(2, "lock", "break", "vdi/1")
+        assert "its clients are disconnected" in line
+        assert re.search(r"at the latest after \d+ s", line)
         assert "VDI 1 'web'" in line
         assert "what was written since its last commit is lost" in line
         assert plx("-n", "lock", "break", "vdi/1").out.startswith("would break vdi/1 (VDI 1 'web')")
@@ -212,7 +221,7 @@ def test_the_original_tools(plx: Plx, tap: str) -> None:
         refused = tool("vdi_snap_offline", "1")
         assert refused.returncode == 4
         assert "VDI 'web' is open on " in refused.stderr
-        assert "(plxsh tap serve)" in refused.stderr
+        assert "(plxsh tap serve) (vdi_snap takes a snapshot" in refused.stderr
         assert tool("vdi_create", "more").stdout == "2\n"
     while "vdi/1" in plx("lock", "list").out:
         time.sleep(0.05)

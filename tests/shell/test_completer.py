@@ -11,6 +11,7 @@ from shell.many import store_of_clones
 from support.shell import populated
 
 from core.blockstore import Blockstore
+from core.lock_messages import Holding, Who
 from core.session import Session
 from plxsh.cli import cli
 from plxsh.completer import Candidate, complete, complete_file, complete_prefix
@@ -111,8 +112,36 @@ def test_values_of_options(settings: Settings) -> None:
     assert words(settings, "vdi create x --from", "ba") == ["base@"]
     assert words(settings, "vdi fill base disk --format", "q") == ["qcow2", "qed", "qcow"]
     assert words(settings, "tap serve --tcp", "127")[0] == "127.0.0.1:10809"
+    assert words(settings, "tap serve --metrics", "127") == ["127.0.0.1:8441"]
+    assert words(settings, "vdi list --lock-master", "127") == ["127.0.0.1:8440"]
+    assert set(words(settings, "snap every base", "1")) == {"1s", "1m", "1h", "1d", "10ms"}
+    assert words(settings, "snap every base", "o") == ["off"]
     assert words(settings, "disk xen base", "xvd")[0] == "xvda"
     assert words(settings, "disk xen base xvda") == ["r", "w"]
+
+
+def test_locks_and_hosts_as_they_were_seen_last(settings: Settings) -> None:
+    here, there = Who(1, "one", 7, "plxsh tap serve"), Who(2, "two", 8, "plxsh tap serve")
+    tool = Who(3, "three", 9, "plxsh store gc")
+    settings.shell = Interpreter(cli, settings)
+    settings.names.holders = {
+        held.name: held
+        for held in (
+            Holding("vdi/1", 5, False, here),
+            Holding("session/aa", 1, False, here),
+            Holding("session/bb", 2, False, there),
+            Holding("session/cc", 3, False, tool),
+        )
+    }
+    assert about(settings, "lock break", "vdi") == {"vdi/1": "one, process 7 (plxsh tap serve)"}
+    assert words(settings, "lock break", "session") == []
+    assert about(settings, "lock handover web", "") == {
+        "one": "plxsh tap serve",
+        "two": "plxsh tap serve",
+    }
+    settings.names.holders = {}
+    assert words(settings, "lock break") == []
+    assert "one" not in words(settings, "lock handover web")
 
 
 # -- names -----------------------------------------------------------------------------

@@ -240,7 +240,7 @@ def test_a_script_knows_the_tools_and_no_commands(
     script = Plx(tmp_path, capfd)("completion", shell).out
     assert script == (SCRIPTS / f"plxsh.{shell}").read_text()
     code = "\n".join(line for line in script.splitlines() if not line.lstrip().startswith("# "))
-    assert {*re.findall(r"(?<![\w-])(?:vdi_\w+|parallax[\w-]+)", code)} == {*TOOLS}
+    assert {*re.findall(r"(?<![\w-])(?:vdi_\w+|parallax[\w-]+|plxlockmaster)", code)} == {*TOOLS}
     words = {*re.findall(r"[\w-]+", code)}
     assert words & {*COMMANDS} <= {"completion"}
 

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from shell.conftest import OpenShell
+from shell.conftest import OpenShell, Plx
 
 from plxsh.cli import cli
 from plxsh.config_check import complaints
@@ -21,6 +21,8 @@ from plxsh.context import Settings
         ('[shell.aliases]\nll = "vdi list -o json"\njl = "-o json"\nws = "watch 5"\n', []),
         ("[shel]\nkeys = 1\n", ["an unknown section [shel]; did you mean 'shell'?"]),
         ('[shell]\nkey = "vi"\n', ["an unknown key 'key' in [shell]; did you mean 'keys'?"]),
+        ('[tap]\ngc = "1h"\n', ["an unknown key 'gc' in [tap]"]),
+        ("tap = 1\n", []),
         ("[shell]\naliases = 1\n", ["[shell.aliases] of the configuration is no table"]),
         ("[shell.aliases]\nll = 3\n", ["is no table of texts; write lines like"]),
         ('[shell.aliases]\nvdi = "tree"\n', ["'vdi' is never used: a command has this name"]),
@@ -36,6 +38,14 @@ def test_complaints(config: str, told: list[str]) -> None:
     for text, part in zip(found, told, strict=True):
         assert part in text
         assert "\n" not in text
+
+
+def test_a_misspelled_lock_master_is_refused_by_every_command(plx: Plx) -> None:
+    Path("wrong.toml").write_text('[lock_master]\nadress = "10.0.0.5:8440"\n')
+    line = plx.fails(2, "--config", "wrong.toml", "vdi", "list")
+    assert "[lock_master] of the configuration has an unknown key 'adress' (it may have" in line
+    Path("wrong.toml").write_text('[lock_master]\nkey = "k"\nlisten = "h:1"\nstate = "s"\n')
+    assert plx("--config", "wrong.toml", "vdi", "list").out
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from support.shell import populated
 from core.blockstore import Blockstore
 from core.format import BLOCK, BLOCK_MASK, DELETED
 from core.registry import Registry
+from core.schedule import MIN_INTERVAL_NS
 from core.session import Session
 from plxsh.names import Names
 
@@ -115,6 +116,24 @@ def test_what_changed_is_seen(path: str, monkeypatch: pytest.MonkeyPatch) -> Non
         session.delete_snapshot(session.find_snapshot("base@clean"))
     assert names_of(names) == ["base", "www", "My new VDI", "日本語", "new"]
     assert [s.label for s in names.snapshots("base")] == ["third", "patched"]
+
+
+def test_snapshots_that_a_schedule_dropped_are_gone(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That changes no page of the log, only a number in the record."""
+    monkeypatch.setattr("plxsh.names._REST", 0)
+    with Session.open(path) as session, session.opened(session.registry.find("base")) as vdi:
+        vdi.set_schedule(MIN_INTERVAL_NS, 3)
+        for number in range(3):
+            vdi.snapshot(f"t{number}", scheduled=True)
+    settled(path)
+    names = Names(path, LONG)
+    assert [s.label for s in names.snapshots("base")] == ["t2", "t1", "t0", "patched", "clean"]
+    with Session.open(path) as session, session.opened(session.registry.find("base")) as vdi:
+        vdi.set_schedule(MIN_INTERVAL_NS, 1)
+        assert vdi.drop_scheduled() == 2
+    assert [s.label for s in names.snapshots("base")] == ["t2", "patched", "clean"]
 
 
 def test_two_changes_in_one_tick_of_the_clock(path: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,7 +169,7 @@ def test_between_two_prompts(many: dict[str, str | None]) -> None:
         shell.key("c-c")
         shell.prompt()
         shell.enter("vdi show clone-7")
-        shell.wait_for("Store in use by")
+        shell.wait_for("Served by")
         shell.prompt()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 from prompt_toolkit.auto_suggest import Suggestion
@@ -276,6 +277,27 @@ def test_the_toolbar(shell: Interpreter, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "VDI web" in shown(shell, seen)
     assert "dry run" in shown(shell, None)
     assert "no store there" in shown(shell, Overview(trouble="no store there"))
+
+
+def test_the_toolbar_shows_where_the_lock_master_is(
+    shell: Interpreter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def style_and_text(overview: Overview) -> tuple[str, str]:
+        found = [part[:2] for part in toolbar(shell, overview) if "lock master" in part[1]]
+        assert len(found) == 1
+        return found[0]
+
+    calm, alarm = "class:toolbar", "class:toolbar.alarm"
+    assert style_and_text(Overview()) == (calm, "lock master embedded, free")
+    assert style_and_text(Overview(locks="in the tap")) == (calm, "lock master in the tap")
+    far = Overview(locks="10.0.0.5:8440")
+    assert style_and_text(far) == (calm, "lock master 10.0.0.5:8440")
+    down = replace(far, locks_down="nobody listens there")
+    assert style_and_text(down) == (alarm, "lock master 10.0.0.5:8440 is down")
+    monkeypatch.setenv("COLUMNS", "50")  # what is wrong comes before what is as always
+    assert style_and_text(down) == (alarm, "lock master 10.0.0.5:8440 is down")
 
 
 @pytest.mark.parametrize("width", [10, 20, 40, 60, 80, 120])

@@ -16,7 +16,10 @@ from shell.conftest import Plx
 from shell.tap import PROGRAM, environment, serving
 from support.tap import RawClient, free_port
 
+from core.errors import IoFailed
+from plxsh import classic
 from plxsh.commands.lock import handover
+from plxsh.context import Settings
 
 pytestmark = pytest.mark.slow
 
@@ -102,6 +105,8 @@ def test_each_vdi_has_one_writer_and_tools_reach_it(plx: Plx, hosts: tuple[Host,
             assert base.write(0, b"b" * 4096) == 0
             rows = plx("-o", "json", "vdi", "list").json["vdis"]
             assert all("(plxsh tap serve)" in row["served_by"] for row in rows)
+            served = two("-o", "json", "store", "info")
+            assert served.count("(plxsh tap serve)") == 2
         assert two("vdi", "create", "new", "--from", "www@live") == "2\n"
         assert one("vdi", "delete", "new", "-y") == ""
         assert one("vdi", "restore", "new") == ""
@@ -156,6 +161,38 @@ def test_who_is_not_there_is_no_reason_not_to_list(plx: Plx) -> None:
     result = plx("--lock-master", nobody, "vdi", "list")
     assert "web" in result.out
     assert f"warning: the lock master at {nobody} " in result.err
+    result = plx("-o", "json", "--lock-master", nobody, "store", "info")
+    assert result.json["store"]["served_by"] is None
+    assert f"warning: the lock master at {nobody} " in result.err
+
+
+@pytest.mark.parametrize(
+    ("words", "purpose"),
+    [
+        (["parallaxd"], "plxsh tap serve"),  # what 'lock handover' looks for
+        (["vdi_create", "x"], "vdi_create"),
+        (["vdi_snap", "web"], "vdi_snap"),
+        (["plxsh", "tap", "serve"], "plxsh tap serve"),
+        (["plxsh", "vdi", "create", "x"], "plxsh vdi create"),
+    ],
+)
+def test_what_a_session_is_known_by(
+    plx: Plx, monkeypatch: pytest.MonkeyPatch, words: list[str], purpose: str
+) -> None:
+    heard: list[str] = []
+
+    def connect(settings: Settings, address: str, purpose: str = "") -> None:  # noqa: ARG001
+        heard.append(purpose)
+        raise IoFailed("nobody is there")
+
+    monkeypatch.setattr("plxsh.locking.connect", connect)
+    monkeypatch.setenv("PARALLAX_LOCK_MASTER", "127.0.0.1:1")
+    program, *args = words
+    if program == "plxsh":
+        plx.fails(5, *args)
+    else:
+        assert classic.run(classic.TOOLS[program], args) == 5
+    assert heard == [purpose]
 
 
 def test_the_tap_of_another_store_is_no_lock_master(plx: Plx, tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 from shell.conftest import OpenShell
+from shell.tap import environment, serving
 from support.shell import Shell
+from support.tap import free_port
 from support.terminal import Terminal
 
 from core.session import Session
@@ -54,6 +56,32 @@ def test_the_toolbar_shows_who_has_the_store(
         if columns > 80:
             assert f"(pid {os.getpid()})" in toolbar(shell)
     shell.wait_for(lambda: "free" in toolbar(shell))
+
+
+def test_the_toolbar_follows_the_lock_master(
+    open_shell: OpenShell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    monkeypatch.setenv("PARALLAX_LOCK_MASTER", address)
+    shell = open_shell(columns=140)
+    shell.wait_for(lambda: f"lock master {address} is down" in toolbar(shell))
+    state = str(tmp_path / "locks.epoch")
+    words = ("lock", "master", "--listen", address, "--state", state)
+    with serving(*words, environment=environment()):
+        shell.wait_for(lambda: "is down" not in toolbar(shell))
+        assert f"lock master {address} " in toolbar(shell)
+    shell.wait_for(lambda: f"lock master {address} is down" in toolbar(shell))
+
+
+def test_the_toolbar_shows_the_tap_beside_it(
+    open_shell: OpenShell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = environment()
+    with serving("tap", "serve", environment=variables):
+        monkeypatch.setenv("PARALLAX_RUN_DIR", variables["PARALLAX_RUN_DIR"])
+        shell = open_shell(columns=140)
+        shell.wait_for(lambda: "lock master in the tap" in toolbar(shell))
+    shell.wait_for(lambda: "lock master embedded, free" in toolbar(shell))
 
 
 def test_the_toolbar_warns_of_a_dry_run(open_shell: OpenShell) -> None:
