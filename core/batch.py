@@ -37,6 +37,8 @@ class WriteBatch:
     Args:
         image: what is written to.
         take: returns runs of that many fresh blocks, or raises NoSpace.
+        check: called before each run that is written in place; raises when the image may have
+            been taken from this session meanwhile.
         keep_zeros: store blocks of zeros too, so that later writes there find space.
     """
 
@@ -44,12 +46,14 @@ class WriteBatch:
         self,
         image: Image,
         take: Callable[[int], list[AllocatedRun]],
+        check: Callable[[], None],
         keep_zeros: bool = False,
     ) -> None:
         """Start with nothing to write."""
         self._image = image
         self._map = image.map
         self._take = take
+        self._check = check
         self._keep_zeros = keep_zeros
         self._in_place: list[tuple[int, memoryview, int]] = []
         self._fresh: list[_Fresh] = []
@@ -136,14 +140,17 @@ class WriteBatch:
         self._touched.clear()
 
     def _write_in_place(self) -> None:
+        write = self._image.store.write
         pieces = sorted(self._in_place, key=_place)
         self._in_place.clear()
         start = 0
         for end in range(1, len(pieces) + 1):
             if end == len(pieces) or pieces[end][0] != _end(pieces[end - 1]):
                 run = pieces[start:end]
-                error = self._write_run(run[0][0], [data for _, data, _ in run])
-                if error is not None:
+                try:
+                    self._check()  # who has the image by now must not find it changed
+                    write(run[0][0], [data for _, data, _ in run])
+                except ParallaxError as error:
                     self._failed += [(request, error) for _, _, request in run]
                 start = end
 

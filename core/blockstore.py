@@ -18,6 +18,7 @@ from core.errors import (
     BadRequest,
     Corrupt,
     Fenced,
+    InUse,
     IoFailed,
     NotAStore,
     NotFound,
@@ -40,6 +41,7 @@ from core.format import (
     check_geometry,
     node_check,
 )
+from core.text import uuid_text
 
 if TYPE_CHECKING:
     from core.extent import Allocator
@@ -157,6 +159,11 @@ class Blockstore:
             device.close()
             raise
         if device.writable and locks is not None:
+            try:
+                refuse_others(self.sb, locks, device.name)
+            except BaseException:
+                device.close()
+                raise
             self._allocate(locks)
 
     def _allocate(self, locks: Locks) -> None:
@@ -187,14 +194,27 @@ class Blockstore:
             from core.lock_master import LockMaster  # only who writes pays for it
 
             locks = LockMaster()
-        return cls(device, locks)
+        store = cls(device, locks)
+        if mode == "shared":
+            try:
+                refuse_others(store.sb, locks, path)
+            except BaseException:
+                store.close()
+                raise
+        return store
 
     def refresh(self) -> None:
         """Read the superblock again, in case another session has made the store larger."""
         known = len(self.warnings)
         sb = self._read_superblock()
         del self.warnings[known:]  # they were there when it was opened, or the check finds them
-        if sb.sequence > self.sb.sequence and sb.uuid == self.sb.uuid:
+        if sb != self.sb and sb.sequence >= self.sb.sequence and sb.uuid == self.sb.uuid:
+            if self._allocator is not None and not self._locks.leased:
+                try:
+                    refuse_others(sb, self._locks, self.device.name)
+                except InUse as error:  # others took it for a store that nobody uses
+                    self.fail(error)
+                    raise
             if self.device.writable:
                 self.device.resize(sb.size)  # whoever wrote the superblock did so before
             self.sb = sb
@@ -424,3 +444,26 @@ def _opened(path: str, writable: bool, lock: Lock, cache: Cache) -> FileDevice:
 def empty_node() -> Node:
     """Return a new node of holes that may be filled in."""
     return memoryview(bytearray(FANOUT * 8)).cast("Q")
+
+
+def refuse_others(sb: Superblock, locks: Locks | None, name: str) -> None:
+    """Refuse who wants to write to a store, or needs it to stand still, under a wrong lock master.
+
+    Args:
+        sb: the superblock.
+        locks: those of the session, None for none.
+        name: of the device.
+
+    Raises:
+        InUse: the store is shared under another lock master.
+    """
+    master = locks.master if locks is not None else ""
+    shared = sb.lock_master.hex()
+    if not any(sb.lock_master) or shared == master:
+        return
+    other = ", and this is another one" if master else ""
+    raise InUse(
+        f"{name} is shared under the lock master {uuid_text(sb.lock_master)}{other}",
+        "name that one with --lock-master or in parallax.toml; if no other host uses the store"
+        " any more: 'plxsh store unshare'",
+    )

@@ -109,13 +109,16 @@ def _intact(block: bytes, magic: bytes) -> bool:
 # Superblock: block 0, and a copy in the last block of the system extent.
 
 SUPERBLOCK_MAGIC: Final = b"PARALLAX"
-_SUPERBLOCK = struct.Struct("<8sI16sIIIIIIIQq")
-assert _SUPERBLOCK.size == 72
+_SUPERBLOCK = struct.Struct("<8sI16sIIIIIIIQq16sI")
+assert _SUPERBLOCK.size == 92
 
 INCOMPAT_SCHEDULES: Final = 1
 """A VDI has or had a schedule: its snapshot log may lead to pages that are no more."""
 KNOWN_INCOMPAT: Final = INCOMPAT_SCHEDULES
-KNOWN_RO_COMPAT: Final = 0
+RO_COMPAT_SHARED: Final = 1
+"""Who writes needs the lock master that the superblock names."""
+KNOWN_RO_COMPAT: Final = RO_COMPAT_SHARED
+NO_LOCK_MASTER: Final = bytes(16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +128,9 @@ class Superblock:
     `extent_blocks` is a power of two, so that the copy can be found when block 0 is
     damaged. Unknown `incompat` features forbid opening, unknown `ro_compat` features
     forbid writing, unknown `compat` features are ignored.
+
+    `lock_master` is the UUID of the lock master under which the store is shared, zeros for
+    none; before `settled` its claim may still be overtaken by another one's.
     """
 
     uuid: bytes
@@ -136,6 +142,8 @@ class Superblock:
     incompat: int = 0
     created_ns: int = 0
     version: int = VERSION
+    lock_master: bytes = NO_LOCK_MASTER
+    settled: bool = False
 
     @property
     def blocks(self) -> int:
@@ -204,6 +212,8 @@ class Superblock:
             self.extents,
             self.sequence,
             self.created_ns,
+            self.lock_master,
+            self.settled,
         )
         return _seal(block)
 
@@ -213,14 +223,27 @@ class Superblock:
         if not _intact(block, SUPERBLOCK_MAGIC):
             return None
         fields = _SUPERBLOCK.unpack_from(block)
-        (_, _, uuid, version, size, compat, ro, incompat, eblocks, extents, seq, created) = fields
+        (_, _, uuid, version, size, compat, ro, incompat, eblocks, extents, seq, *rest) = fields
         if size != BLOCK:
             return None
-        return cls(uuid, eblocks, extents, seq, compat, ro, incompat, created, version)
+        created, master, settled = rest
+        shape = (uuid, eblocks, extents, seq, compat, ro, incompat, created, version)
+        return cls(*shape, master, bool(settled))
 
     def grown(self, extents: int) -> Superblock:
         """Return this superblock with more extents and the next sequence number."""
         return replace(self, extents=extents, sequence=self.sequence + 1)
+
+    def under(self, lock_master: bytes, settled: bool = False) -> Superblock:
+        """Return the next version of this superblock, of a store shared under a lock master."""
+        shared = RO_COMPAT_SHARED if any(lock_master) else 0
+        return replace(
+            self,
+            lock_master=lock_master,
+            settled=settled,
+            ro_compat=self.ro_compat & ~RO_COMPAT_SHARED | shared,
+            sequence=self.sequence + 1,
+        )
 
 
 def check_geometry(extent_size: int, extents: int) -> None:

@@ -125,6 +125,7 @@ class LockClient:
         valid_until: until when it may write, on the clock of `tick`.
         lost: why all that was held is lost, until `begin_again`.
         store: the store that the process of the master has locked, as it was told.
+        master: the UUID of the master, likewise.
         outgoing: what the transport is to send; it empties the list.
         inbox: calls to follow (`answer` them) and events; the owner empties the list.
     """
@@ -140,6 +141,7 @@ class LockClient:
         self.valid_until = -math.inf
         self.lost = ""
         self.store = ""
+        self.master = ""
         self._host, self._pid, self._purpose = host, pid, purpose
         self._nonce = nonce
         self._run = 0
@@ -366,6 +368,8 @@ class LockClient:
             sent = -math.inf
         if self.phase != "joining" or sent is None:
             return
+        stranger = self.master not in ("", welcome.master)
+        self.master = welcome.master
         self.session, self._run, self.timing = welcome.session, welcome.run, welcome.timing
         self.store, self._welcomed_by = welcome.store, welcome.nonce
         self._hellos.clear()
@@ -373,10 +377,11 @@ class LockClient:
             wanted.behind = ""
         self._lease_from = sent
         self._renew_at = sent + self.timing.renew_every
-        if self.held and now < self.valid_until:
+        if self.held and now < self.valid_until and not stranger:
             self.phase = "reclaiming"
         else:
-            self._lose_all("its lease ended while the lock master was away")
+            ended = "its lease ended while the lock master was away"
+            self._lose_all("another lock master is there now" if stranger else ended)
             self._join()
         self._retry_at = now + self.timing.retry_every
         self._repeat(now)

@@ -41,7 +41,7 @@ from core.lock_messages import (
     Watching,
     Who,
 )
-from core.lock_timing import now
+from core.lock_timing import DECIDED_WITHIN, now
 from core.lock_wire import MOST_NAME, encode
 from core.remote import pack_error, raise_error
 from core.text import printable
@@ -354,6 +354,16 @@ class LockConnection:
     def store(self) -> str:
         """UUID in hex of the store that the master's own process has locked, or nothing."""
         return self._client.store
+
+    @property
+    def master(self) -> str:
+        """UUID in hex of the master, or nothing for that of a tap."""
+        return self._client.master
+
+    @property
+    def settling(self) -> float:
+        """Seconds after which a claim that somebody decided on has landed, with a margin."""
+        return self._client.timing.worst_io + 2 * DECIDED_WITHIN
 
     @property
     def longest_break(self) -> float:

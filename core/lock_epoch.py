@@ -3,13 +3,15 @@
 It is the upper half of every token. A start raises it and makes that durable before
 anything is granted, so no later token can be as low as an earlier one. Beside it the file
 has the time for which promises of earlier runs may still bind: for so long a new run grants
-nothing.
+nothing. The UUID there says which lock master it is: stores that are shared under it have it
+on record, and none lets in who comes with another (`core/sharing.py`).
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import uuid
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,7 +32,13 @@ class Start:
 
 
 class Epochs(Protocol):
-    """Where a master keeps its epoch."""
+    """Where a master keeps its epoch.
+
+    Attributes:
+        uuid: of the master, in hex; empty for one that no store can be shared under.
+    """
+
+    uuid: str
 
     def start(self, hold: float) -> Start:
         """Begin a run whose promises bind for `hold` seconds."""
@@ -48,6 +56,8 @@ class VolatileEpochs:
     Nothing outlives it, so there is nothing to wait for; tokens grow because each comes
     with the one that the store has on record.
     """
+
+    uuid = ""
 
     def start(self, hold: float) -> Start:  # noqa: ARG002  # as its sibling
         """Begin at nothing."""
@@ -67,6 +77,9 @@ class EpochFile:
         path: the file; made when it is not there. Beside it lies PATH.lock, which keeps a
             second master away.
 
+    Attributes:
+        uuid: of the master, made with the file.
+
     Raises:
         InUse: another lock master runs with this file.
         IoFailed: it cannot be read or written, or is damaged.
@@ -84,7 +97,7 @@ class EpochFile:
             raise _failed(path, error) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._epoch, self._hold = self._read()
+            self._epoch, self._hold, self.uuid = self._read()
         except BlockingIOError as error:
             self.close()
             raise InUse(f"another lock master runs with {path}") from error
@@ -121,26 +134,28 @@ class EpochFile:
             with suppress(IoFailed):
                 self._write(self._epoch, self._own_hold)
 
-    def _read(self) -> tuple[int, float]:
+    def _read(self) -> tuple[int, float, str]:
+        """Return what is there; one that has no UUID yet gets one, to be written by a start."""
+        fresh = uuid.uuid4().hex
         try:
             text = self._path.read_text(encoding="ascii")
         except FileNotFoundError:
-            return 0, 0.0
+            return 0, 0.0, fresh
         except OSError as error:
             raise _failed(str(self._path), error) from error
         except UnicodeDecodeError:
             text = ""
         said, _, check = text.rstrip("\n").rpartition(" ")
         words = said.split(" ")
-        if check != _check(said) or len(words) != 3 or words[0] != _MAGIC:
+        if check != _check(said) or len(words) not in (3, 4) or words[0] != _MAGIC:
             raise IoFailed(
                 f"{self._path} is damaged",
-                "stop whatever has the store open, then remove the file",
+                "stop whatever has the store open, remove the file, run 'plxsh store unshare'",
             )
-        return int(words[1]), float(words[2])
+        return int(words[1]), float(words[2]), words[3] if len(words) == 4 else fresh
 
     def _write(self, epoch: int, hold: float) -> None:
-        said = f"{_MAGIC} {epoch} {hold!r}"
+        said = f"{_MAGIC} {epoch} {hold!r} {self.uuid}"
         fresh = f"{self._path}.new"
         try:
             with open(fresh, "w", encoding="ascii") as file:

@@ -172,6 +172,7 @@ class LockMaster(Unleased):
         self._all_suspect = quiet > 0
         self._suspects: set[str] = set()
         self._told_store = store
+        self._told_master = "" if store else self._epochs.uuid
         self._now = now
         self._table = LockTable()
         self._calls = Calls(self._tokens.last + 1)
@@ -343,7 +344,8 @@ class LockMaster(Unleased):
             who = Who(number, hello.host, hello.pid, hello.purpose)
             self._sessions[number] = _Session(who, hello.nonce, self._lease_end())
             self._due = min(self._due, self._lease_end())
-        self._out.append(Welcome(number, hello.nonce, self.run, self.timing, self._told_store))
+        told = (self._told_store, self._told_master)
+        self._out.append(Welcome(number, hello.nonce, self.run, self.timing, *told))
 
     @singledispatchmethod
     def _follow(self, request: object) -> None:

@@ -181,7 +181,8 @@ class Watch:
 class Welcome:
     """The session exists; `run` is the epoch in which the master started.
 
-    `store` is the UUID, in hex, of the store that the master's own process has locked, if any.
+    `store` is the UUID, in hex, of the store that the master's own process has locked, if any;
+    `master` that of the master itself, for one that stores are shared under.
     """
 
     session: int
@@ -189,6 +190,7 @@ class Welcome:
     run: int
     timing: Timing
     store: str = ""
+    master: str = ""
 
 
 @dataclass(slots=True)

@@ -16,6 +16,8 @@ from core.errors import BadRequest
 SHORTEST: Final = 1.0
 LONGEST: Final = 3600.0
 """Seconds a lease may last."""
+DECIDED_WITHIN: Final = 0.5
+"""Seconds from reading a superblock to submitting the claim that rests on it."""
 
 
 @dataclass(frozen=True, slots=True)

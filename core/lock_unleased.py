@@ -9,6 +9,8 @@ class Unleased:
     """The part of `core.locks.Locks` that asks for a lease; both live and die together."""
 
     leased = False
+    master = ""
+    settling = 0.0
 
     def check(self) -> None:
         """Do nothing: this process may write as long as it lives."""

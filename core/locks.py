@@ -68,6 +68,14 @@ class Locks(Protocol):
     def store(self) -> str:
         """UUID, in hex, of the store that the lock master's own process keeps locked, or none."""
 
+    @property
+    def master(self) -> str:
+        """UUID, in hex, of a lock master that stores are shared under; empty for all others."""
+
+    @property
+    def settling(self) -> float:
+        """Seconds after which a claim that somebody decided on has landed, or never will."""
+
     def acquire(
         self, name: str, floor: int = 0, *, shared: bool = False, wait: float = 0.0
     ) -> Grant:

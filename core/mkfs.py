@@ -10,10 +10,11 @@ from typing import Final
 from core.blockstore import Blockstore
 from core.device import BlockDevice, Cache, FileDevice, io_error, sync_folder
 from core.direct import open_device
-from core.errors import BadRequest
+from core.errors import BadRequest, InUse
 from core.extent import pristine
-from core.format import BLOCK_SHIFT, SUPERBLOCK_MAGIC, Superblock, check_geometry
+from core.format import BLOCK, BLOCK_SHIFT, SUPERBLOCK_MAGIC, Superblock, check_geometry
 from core.progress import Progress, silent
+from core.text import uuid_text
 
 _DISCARD: Final = 1 << 30
 
@@ -87,6 +88,7 @@ def create(
         try:
             if not force:
                 refuse_contents(device)
+            refuse_shared(device)
             device.resize(extent_size * extents)
             if not made:
                 _discard(device, progress)
@@ -137,6 +139,21 @@ def refuse_contents(device: FileDevice) -> None:
     raise BadRequest(
         f"{device.name} already holds {what}", "use --force to overwrite it; that cannot be undone"
     )
+
+
+def refuse_shared(device: BlockDevice) -> None:
+    """Refuse to format what other hosts may be using: a lock on the file does not reach them.
+
+    Raises:
+        InUse: it is a store that is shared under a lock master.
+    """
+    sb = Superblock.unpack(device.pread(0, BLOCK)) if device.size >= BLOCK else None
+    if sb is not None and any(sb.lock_master):
+        raise InUse(
+            f"{device.name} holds a blockstore that is shared under the lock master"
+            f" {uuid_text(sb.lock_master)}",
+            "if no other host uses it any more: 'plxsh store unshare', then format it",
+        )
 
 
 def grow(path: str, extents: int, cache: Cache = "host") -> Superblock:

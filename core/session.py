@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Final
 
 from core.answering import Answers
@@ -30,6 +30,7 @@ from core.locks import Grant, Locks
 from core.mkfs import extend
 from core.remote import Argument
 from core.schedule import check_schedule
+from core.sharing import share
 from core.snaplog import Snapshot, SnapshotId
 from core.taking_over import acquire
 from core.vdi import Vdi
@@ -76,6 +77,7 @@ class Session(Collecting):
         self._joined: Grant | None = None
         if self.locks.shared and self.store.writable:
             self._joined = self.locks.acquire(self.join_name, wait=_JOIN_PATIENCE)
+            share(self.store, self.locks)
 
     @classmethod
     def open(
@@ -94,6 +96,10 @@ class Session(Collecting):
         try:
             store = Blockstore.open(path, mode, mine, cache)
             try:
+                if mode == "shared" and mine.master and not store.sb.settled:
+                    # What stands still under one lock master must not be written under another.
+                    with closing(Blockstore.open(path, "write", mine, cache)) as claiming:
+                        share(claiming, mine)
                 return cls(store, mine)
             except BaseException:
                 store.close()

@@ -191,7 +191,7 @@ class Vdi(Image):
         self, requests: Sequence[tuple[int, memoryview]], keep_zeros: bool
     ) -> list[ParallaxError | None]:
         self._begin_writing()
-        batch = WriteBatch(self, self.take, keep_zeros)
+        batch = WriteBatch(self, self.take, self._grant.check, keep_zeros)
         errors: list[ParallaxError | None] = [None] * len(requests)
         for number, (offset, data) in enumerate(requests):
             try:

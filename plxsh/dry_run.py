@@ -104,6 +104,8 @@ class Trial:
         self.leased = locks.leased
         self.shared = locks.shared
         self.store = locks.store
+        self.master = locks.master
+        self.settling = 0.0  # a claim of its own reaches nobody
         self._locks = locks
         self._alone = LockMaster()
         self._called: set[str] = set()

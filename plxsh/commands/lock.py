@@ -152,10 +152,11 @@ def break_(settings: Settings, name: str) -> None:
     names = _vdi_names(settings)
     locks = _required(settings, names is not None)
     with closing(locks):
-        held = _held(locks, name)
-        if held is None:
+        held = [one for one in locks.holdings() if one.name == name]
+        if not held:
             raise NotFound(f"nobody holds {name}", "'plxsh lock list' shows all locks")
-        what = f"{name} ({what_it_is(name, names or {})}), held by {held.who}"
+        who = ", ".join(str(one.who) for one in held)
+        what = f"{name} ({what_it_is(name, names or {})}), held by {who}"
         lost = "what was written since its last commit is lost"
         if name.startswith("vdi/"):
             lost = f"its clients are disconnected, and {lost}"
@@ -164,12 +165,14 @@ def break_(settings: Settings, name: str) -> None:
             f" the latest after {locks.longest_break:.0f} s",
             name,
         )
-        result = {"lock": _described(held, names or {})}
-        if not settings.dry_run:
-            seconds = locks.break_lock(name)
-            settings.note(f"waiting up to {seconds:.0f} s for {held.who} to stop")
+        result = {"lock": _described(held[0], names or {})}
+        if not settings.dry_run:  # what was shown, not what somebody has taken meanwhile
+            seconds = max(locks.break_lock(name, one.token) for one in held)
+            settings.note(f"waiting up to {seconds:.0f} s for {who} to stop")
             _wait_until(
-                lambda: not _is_held(locks, held), seconds + _PATIENCE, f"{name} to be free"
+                lambda: not any(_is_held(locks, one) for one in held),
+                seconds + _PATIENCE,
+                f"{name} to be free",
             )
     render.outcome(settings, "break", "broke", what, result)
 

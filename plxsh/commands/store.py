@@ -12,7 +12,7 @@ import click
 from core.blockstore import Blockstore
 from core.device import lock_holder
 from core.direct import open_device
-from core.errors import BadRequest, Corrupt, InUse, NotSupported, ParallaxError
+from core.errors import BadRequest, Corrupt, InUse, IoFailed, NotSupported, ParallaxError
 from core.format import (
     BLOCK_SHIFT,
     LIVE,
@@ -25,6 +25,7 @@ from core.text import counted, human_size, uuid_text
 from plxsh import render
 from plxsh.context import Settings, pass_settings
 from plxsh.groups import Group
+from plxsh.locking import standing
 from plxsh.overview import used_blocks
 from plxsh.params import FILE, SIZE
 from plxsh.progress import Progress, Tell
@@ -53,6 +54,7 @@ _INFO: Final = (
     Column("snapshots", "Snapshots"),
     Column("damaged", "Damaged records"),
     Column("served_by", "In use by"),
+    Column("shared_under", "Shared under"),
 )
 
 _NAMED: Final = 5
@@ -130,7 +132,7 @@ def _contents(settings: Settings, path: str) -> str:
 
 def _try_create(settings: Settings, path: str, force: bool) -> None:
     """Refuse what `core.mkfs.create` would refuse, and leave the file alone."""
-    from core.mkfs import refuse_contents
+    from core.mkfs import refuse_contents, refuse_shared
 
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.exists(path) and os.access(folder, os.W_OK):
@@ -138,6 +140,7 @@ def _try_create(settings: Settings, path: str, force: bool) -> None:
     with closing(open_device(path, True, "exclusive", settings.caching)) as device:
         if not force:
             refuse_contents(device)
+        refuse_shared(device)
 
 
 @store.command(examples=["plxsh store info", "plxsh -o json store info"])
@@ -162,9 +165,21 @@ def info(settings: Settings) -> None:
             "vdis": len(live),
             "snapshots": sum(record.snapshots for record in live),
             "damaged": sum(isinstance(record, Corrupt) for record in found),
-            "served_by": lock_holder(settings.store),
+            "served_by": _in_use_by(settings),
+            "shared_under": uuid_text(sb.lock_master) if any(sb.lock_master) else None,
         }
     render.fields(settings, "store", result, _INFO)
+
+
+def _in_use_by(settings: Settings) -> str | None:
+    """Return who has the store open for writing, None for nobody."""
+    if settings.lock_master:
+        known = standing(settings)
+        if known.holders is not None:
+            sessions = [held for name, held in known.holders.items() if name.startswith("session/")]
+            return "; ".join(sorted(str(held.who) for held in sessions)) or None
+        settings.warn([known.trouble])
+    return lock_holder(settings.store)
 
 
 @store.command(examples=["plxsh store grow --extents 12"], effect="changes")
@@ -198,6 +213,29 @@ def grow(settings: Settings, extents: int) -> None:
     much = human_size(size * extents)
     what = f"{settings.store} from {old.extents} to {extents} extents ({much})"
     render.outcome(settings, "grow", "grew", what, {"store": result})
+
+
+@store.command(examples=["plxsh -n store unshare", "plxsh -y store unshare"], effect="destroys")
+@pass_settings
+def unshare(settings: Settings) -> None:
+    """End the sharing of the store under a lock master.
+
+    The first session under a lock master of several hosts notes its UUID in the store, which then
+    refuses who comes without a lock master or with another one ('store info' shows it). Use this
+    before the store is used by one host alone again, or under another lock master.
+
+    With that lock master named it refuses while anybody has the store open. Without it nobody can
+    know, so it asks for the last part of the store's path to be typed: a host that still writes
+    then destroys what the others write.
+    """
+    from plxsh.unsharing import end_sharing
+
+    what, master = end_sharing(settings)
+    result = {
+        "path": os.path.abspath(settings.store),
+        "shared_under": uuid_text(master) if master else None,
+    }
+    render.outcome(settings, "unshare", "unshared", what, {"store": result})
 
 
 @store.command(
@@ -357,6 +395,8 @@ def _checked(settings: Settings, progress: Tell, mend: bool) -> Report:
     from core.check import check, check_beside
     from core.collection import others
 
+    if mend:
+        _refuse_shared(settings)
     if not settings.lock_master:
         try:
             return check(settings.store, progress=progress, cache=settings.caching)
@@ -368,6 +408,20 @@ def _checked(settings: Settings, progress: Tell, mend: bool) -> Report:
         if mend and users:
             raise InUse(f"the store is in use: {users[0].who}", "repair it when nobody uses it")
         return check_beside(session, progress)
+
+
+def _refuse_shared(settings: Settings) -> None:
+    """Refuse to repair what other hosts may begin to use at any time."""
+    try:
+        with closing(Blockstore.open(settings.store, cache=settings.caching)) as opened:
+            shared = any(opened.sb.lock_master)
+    except IoFailed:  # damaged, which is what the check will say
+        return
+    if shared:
+        raise InUse(
+            "a repair needs the store for itself, and it is shared under a lock master",
+            "run 'plxsh store unshare', then repair it without a lock master",
+        )
 
 
 def _planned(settings: Settings, progress: Tell) -> list[Step]:

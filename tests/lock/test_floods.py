@@ -184,6 +184,8 @@ def test_floors_that_no_master_came_to(raw: RawLockClient, join: Join) -> None:
 
 
 class CountedEpochs:
+    uuid = ""
+
     def __init__(self) -> None:
         self.raised = 0
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+from urllib.parse import unquote, urlsplit
 from xml.etree import ElementTree
 
 import pytest
@@ -96,14 +98,96 @@ def test_odd_socket_names_survive() -> None:
     assert host.get("socket") == ODD
 
 
-@pytest.mark.parametrize("vdev", ["xvda", "xvdz15", "xvdaa", "sda1", "sdp", "hda", "hdd3"])
+@pytest.mark.parametrize(
+    "vdev",
+    [
+        *("xvda", "xvdz15", "xvdaa", "xvda16", "xvda255", "xvdbgqcv"),
+        *("sda1", "sdp", "sdp15", "hda", "hdd3", "hda63", "d0p0", "d5p1", "d1048575p255"),
+    ],
+)
 def test_devices_that_are(vdev: str) -> None:
     assert f"vdev={vdev}," in XenDisk("0", vdev, True).modern(SOCKET)
 
 
-@pytest.mark.parametrize("vdev", ["banana", "", "xvd", "sdq", "hde", "xvda0", "xvda16", "sda,x"])
+@pytest.mark.parametrize(
+    "vdev",
+    [
+        *(
+            "banana",
+            "",
+            "xvd",
+            "sdq",
+            "hde",
+            "xvda0",
+            "xvda01",
+            "xvda256",
+            "sda16",
+            "hda64",
+            "sda,x",
+        ),
+        *("xvdbgqcw", "xvdaaaaaa", "XVDA", "xvdä", "xvda ", "xvda\n", "xvda¹", "vda", "51712"),
+        *("d0", "d0p", "p0", "d00p0", "d0p00", "d1048576p0", "d0p256", "d-1p0", "dapb", "D0p0"),
+    ],
+)
 def test_devices_that_are_not(plx: Plx, vdev: str) -> None:
     assert "is no name of a virtual device" in plx.fails(2, "disk", "xen", "web", vdev)
+
+
+NAMES = [
+    "two words",
+    'it\'s "quoted"',
+    "größe 日本",
+    "a?b#c%d&e=f",
+    "a,b",
+    "a/b",
+    "/slash",
+    "back\\slash",
+    "<tag>",
+    "$(id)`id`",
+    "]",
+    "100%41",
+    "-dash",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_vdi_by_its_name(empty: Plx, name: str) -> None:
+    empty("vdi", "create", "--size", "1M", "--", name)
+    line = empty("disk", "xen", "0", "xvda", "--by", "name", "--socket", SOCKET).out.strip()
+    spec = re.fullmatch(r"disk = \[ '([!-~]+)' \]", line)
+    assert spec is not None
+    assert not set(spec[1]) & set("'\"\\ ")
+    target = spec[1].partition(",target=")[2]
+    uri = urlsplit(target)
+    assert (uri.scheme, uri.netloc, unquote(uri.path)) == ("nbd+unix", "", f"/{name}")
+    assert (uri.query, uri.fragment) == (f"socket={SOCKET}", "")
+    drive = shlex.split(empty("disk", "qemu", "0", "--by", "name", "--socket", SOCKET).out)
+    assert drive == ["-drive", f"file={target},format=raw,if=virtio"]
+    long = shlex.split(empty("disk", "qemu", "0", "--by", "name", "--blockdev").out)
+    assert f",export={name.replace(',', ',,')},reconnect-delay=10" in long[1]
+    source = ElementTree.fromstring(empty("disk", "libvirt", "0", "--by", "name").out).find(
+        "source"
+    )
+    assert source is not None
+    assert source.get("name") == name
+
+
+def test_a_snapshot_by_the_name_of_its_vdi(plx: Plx, snapshot: tuple[str, str]) -> None:
+    wanted = f"///base@{'.'.join(snapshot)}?"
+    assert wanted in plx("disk", "xen", "base@clean", "xvda", "--by", "name").out
+    assert wanted in plx("disk", "qemu", ".".join(snapshot), "--by", "name").out
+
+
+def test_the_original_driver_knew_no_snapshots(plx: Plx) -> None:
+    said = plx.fails(2, "disk", "xen", "base@clean", "xvda", "--legacy")
+    assert "the original tap driver has no line for '0@" in said
+    assert (
+        "///base?"
+        in plx("disk", "xen", "--from-legacy", "tap:parallax:0,sda1,w,0", "--by", "name").out
+    )
+    assert "has no line for 'base'" in (
+        plx.fails(2, "disk", "xen", "base", "xvda", "--legacy", "--by", "name")
+    )
 
 
 def test_other_bad_input(plx: Plx) -> None:
@@ -114,7 +198,10 @@ def test_other_bad_input(plx: Plx) -> None:
     assert "there is no VDI 7" in plx.fails(
         3, "disk", "xen", "--from-legacy", "tap:parallax:7,sda1,w,0"
     )
-    assert "give no VDI besides" in plx.fails(2, "disk", "xen", "web", "--from-legacy", "x")
+    for besides in ("web", "--backend=2"):
+        assert "takes all from its line" in (
+            plx.fails(2, "disk", "xen", besides, "--from-legacy", "tap:parallax:0,sda1,w,0")
+        )
 
 
 @pytest.mark.parametrize(

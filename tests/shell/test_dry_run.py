@@ -41,6 +41,7 @@ CHANGES = [
     ("store grow --extents 8", "would grow "),
     ("store create new.dat --extent-size 1M", "would format new.dat: 6 extents of 1 MiB"),
     ("store gc", "would free 0 B\n"),
+    ("store unshare", "would unshare "),
     ("tap serve --unix nbd.sock", "would serve "),
 ]
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "store grow": ["--extents", "8"],
     "store check": [],
     "store gc": [],
+    "store unshare": [],
     "vdi create": ["new", "--from", "base@clean"],
     "vdi list": [],
     "vdi show": ["web"],

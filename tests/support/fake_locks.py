@@ -76,6 +76,8 @@ class FakeLocks:
 
     def __init__(self, leased: bool = True) -> None:
         self.leased = leased
+        self.master = ""
+        self.settling = 0.0
         self.shared = True
         self.store = ""
         self.lock = RLock()

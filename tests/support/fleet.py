@@ -79,6 +79,8 @@ class Member:
     """
 
     leased = True
+    master = ""
+    settling = 0.0
     shared = True
 
     def __init__(self, fleet: Fleet, number: int, store: str = "") -> None:

@@ -42,6 +42,8 @@ class Violation(AssertionError):
 class Epochs:
     """An epoch file in memory that loses nothing."""
 
+    uuid = ""
+
     def __init__(self) -> None:
         self.epoch = 0
         self.hold = 0.0

@@ -24,6 +24,8 @@ ROOT = Path(__file__).parents[2]
 class FreshEpochs:
     """For masters in tests that nothing has to wait for."""
 
+    uuid = ""
+
     def __init__(self, epoch: int = 1) -> None:
         self._epoch = epoch
 

@@ -26,7 +26,9 @@ def sample_lines(count: int) -> tuple[f.LogRecord, ...]:
     )
 
 
-SUPERBLOCK = f.Superblock(STORE, 128, 9, 7, 0x11, 0x22, 0x33, -5)
+SUPERBLOCK = f.Superblock(
+    STORE, 128, 9, 7, 0x11, 0x22, 0x33, -5, lock_master=b"m" * 16, settled=True
+)
 EXTENT = f.ExtentHeader(5, 0x1234567890, 0x42, b"s" * 16, -77)
 BITMAP = f.BitmapBlock(5, 2, 0x987654321, 12, bytes([0x0F] * 3) + bytes(f.BITMAP_BYTES - 3))
 VDI = f.VdiRecord(

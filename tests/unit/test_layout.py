@@ -53,6 +53,7 @@ ORDER = (
     "progress",
     "mkfs",
     "features",
+    "sharing",
     "radix",
     "snaplog",
     "registry",

@@ -28,6 +28,8 @@ from core.remote import raise_error
 
 
 class Epochs:
+    uuid = ""
+
     def __init__(self) -> None:
         self.epoch = 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,31 @@ def test_the_quiet_time_is_as_long_as_any_promise_still_binds(tmp_path: Path) ->
     epochs.close()
     assert start(path, 35.0) == Start(5, 35.0)
     assert start(path, 60.0) == Start(6, 60.0)
+
+
+def test_the_uuid_is_made_once_and_stays(tmp_path: Path) -> None:
+    told = []
+    for _ in range(3):
+        epochs = EpochFile(str(tmp_path / "epoch"))
+        epochs.start(35.0)
+        told.append(epochs.uuid)
+        epochs.close()
+    assert len(set(told)) == 1
+    assert len(bytes.fromhex(told[0])) == 16
+    other = EpochFile(str(tmp_path / "other"))
+    other.close()
+    assert other.uuid != told[0]
+
+
+def test_an_old_file_gets_a_uuid_at_the_next_start(tmp_path: Path) -> None:
+    said = "parallax-lock-epoch 7 35.0"
+    (tmp_path / "epoch").write_text(f"{said} {zlib.crc32(said.encode()):08x}\n")
+    epochs = EpochFile(str(tmp_path / "epoch"))
+    assert epochs.start(35.0) == Start(8, 35.0)
+    epochs.close()
+    again = EpochFile(str(tmp_path / "epoch"))
+    assert again.uuid == epochs.uuid
+    again.close()
 
 
 def test_a_raised_epoch_stays(tmp_path: Path) -> None:

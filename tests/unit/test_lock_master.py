@@ -50,6 +50,8 @@ EPOCH = 1 << 32
 class Epochs:
     """Epochs in memory, with a note of when each was made durable."""
 
+    uuid = ""
+
     def __init__(self, epoch: int = 0, quiet: float = 0.0) -> None:
         self.epoch = epoch
         self.quiet = quiet

@@ -8,14 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from support.memory import MemoryDevice
 from support.stores import memory_store, noise
 
+from core.batch import WriteBatch
 from core.blockstore import Blockstore
 from core.device import Buffer
-from core.errors import BadRequest, Corrupt, IoFailed, NoSpace, ParallaxError
+from core.errors import BadRequest, Corrupt, Fenced, IoFailed, NoSpace, ParallaxError
 from core.format import BLOCK, MAX_VDI_SIZE, WRITABLE, VdiRecord, height_for
 from core.image import Extent, Image
 from core.lock_master import LockMaster
+from core.mkfs import format_device
 from core.radix import blocks_of
 from core.registry import Registry
 from core.session import Session
@@ -429,6 +432,30 @@ def failing(vdi: Vdi, monkeypatch: pytest.MonkeyPatch, call: str, error: Paralla
         raise error
 
     monkeypatch.setattr(vdi.store.device, call, fails)
+
+
+def test_what_is_lost_in_the_middle_of_a_batch_is_not_overwritten() -> None:
+    device = MemoryDevice(6 * 64 * BLOCK)
+    format_device(device, 64 * BLOCK, 6)
+    locks = LockMaster()
+    with (
+        Session(Blockstore(device, locks), locks) as session,
+        session.opened(session.create("one", 1 << 20)) as vdi,
+    ):
+        vdi.write(0, b"o" * (9 * BLOCK))
+        looks = iter([None, Fenced("it was broken")])
+
+        def check() -> None:
+            if (error := next(looks)) is not None:
+                raise error
+
+        batch = WriteBatch(vdi, vdi.take, check)
+        batch.add(0, 0, memoryview(b"n" * BLOCK))
+        batch.add(1, 4 * BLOCK, memoryview(b"n" * BLOCK))
+        ((request, error),) = batch.run()
+        assert request == 1
+        assert isinstance(error, Fenced)
+        assert vdi.read(0, 5 * BLOCK) == b"n" * BLOCK + b"o" * (4 * BLOCK)
 
 
 def test_a_failed_write_does_not_reach_the_map(monkeypatch: pytest.MonkeyPatch) -> None:
