@@ -1,6 +1,7 @@
 """`plxsh disk`: the line to paste into the configuration of a virtual machine.
 
-Lines name the VDI by its id, which needs no quoting anywhere and survives a rename.
+Lines name the VDI by its id, which needs no quoting anywhere and survives a rename; with
+`--by name` they are easier to read, and never mean another VDI that was given a free id.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import os
 import re
 import shlex
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import quote
 from xml.sax.saxutils import escape
@@ -23,7 +24,10 @@ from plxsh.context import Settings, default_socket, pass_settings
 from plxsh.groups import Group
 from plxsh.params import FILE, VDI_OR_SNAPSHOT, VIRTUAL_DEVICE, names_snapshot
 
-_VDEV: Final = re.compile(r"(xvd[a-z]{1,2}|sd[a-p]|hd[a-d])([1-9]|1[0-5])?")
+_VDEV: Final = re.compile(r"(xvd|sd|hd)([a-z]{1,5})([1-9][0-9]{0,2})?")
+_VDEV_BY_NUMBER: Final = re.compile(r"d(0|[1-9][0-9]{0,6})p(0|[1-9][0-9]{0,2})")
+_MOST: Final = {"xvd": (1 << 20, 255), "d": (1 << 20, 255), "hd": (4, 63), "sd": (16, 15)}
+"""How many disks and partitions Xen's interface has room for, by the kind of name."""
 _DOMAIN: Final = re.compile(r"[A-Za-z0-9_.+-]+")
 _SHELL_SAFE: Final = re.compile(r"[A-Za-z0-9_./:@%+=,?-]+")
 _LEGACY: Final = re.compile(
@@ -48,10 +52,10 @@ class XenDisk:
 
     def __post_init__(self) -> None:
         """Check the names."""
-        if not _VDEV.fullmatch(self.vdev):
+        if not is_virtual_device(self.vdev):
             raise BadRequest(
                 f"{self.vdev!r} is no name of a virtual device",
-                "take one such as xvda, xvdb1, sda1 or hda",
+                "take one such as xvda, xvdb1, sda1, hda or d0p1",
             )
         if self.backend and not _DOMAIN.fullmatch(self.backend):
             raise BadRequest(
@@ -68,9 +72,41 @@ class XenDisk:
         )
 
     def legacy(self) -> str:
-        """Return the line of the original tap driver."""
+        """Return the line of the original tap driver.
+
+        Raises:
+            BadRequest: that driver knew VDIs by their ids and nothing else.
+        """
+        if not self.export.isdecimal():
+            raise BadRequest(
+                f"the original tap driver has no line for {self.export!r}",
+                "it takes VDIs by id: leave --legacy out, or clone the snapshot",
+            )
         mode = "w" if self.writable else "r"
         return f"disk = ['tap:parallax:{self.export},{self.vdev},{mode},{self.backend or 0}' ]"
+
+
+def is_virtual_device(name: str) -> bool:
+    """Say whether Xen knows a disk or partition of that name; xl itself finds out late."""
+    match = _VDEV.fullmatch(name)
+    if match is not None:
+        kind, disk = match[1], _disk_number(match[2])
+        partition = int(match[3] or 0)
+    else:
+        match = _VDEV_BY_NUMBER.fullmatch(name)
+        if match is None:
+            return False
+        kind, disk, partition = "d", int(match[1]), int(match[2])
+    disks, partitions = _MOST[kind]
+    return disk < disks and partition <= partitions
+
+
+def _disk_number(letters: str) -> int:
+    """Return which disk letters stand for: a is 0, z 25, aa 26."""
+    number = 0
+    for letter in letters:
+        number = number * 26 + ord(letter) - ord("a") + 1
+    return number - 1
 
 
 def parse_legacy(line: str) -> XenDisk:
@@ -102,10 +138,10 @@ def qemu_drive(export: str, socket: str, writable: bool) -> str:
 def qemu_blockdev(export: str, socket: str, writable: bool) -> str:
     """Return QEMU's long form, which connects again when the tap was restarted."""
     read_only = "" if writable else ",read-only=on"
-    path = socket.replace(",", ",,")
+    path, name = (text.replace(",", ",,") for text in (socket, export))
     return "-blockdev " + _word(
         f"driver=nbd,node-name=d0,server.type=unix,server.path={path},"
-        f"export={export},reconnect-delay=10{read_only}"
+        f"export={name},reconnect-delay=10{read_only}"
     )
 
 
@@ -117,10 +153,10 @@ def _word(text: str) -> str:
 def libvirt_disk(export: str, socket: str, writable: bool) -> str:
     """Return libvirt's XML, for its QEMU driver."""
     read_only = "" if writable else "<readonly/>"
-    path = escape(socket, {"'": "&apos;"})
+    path, name = (escape(text, {"'": "&apos;"}) for text in (socket, export))
     return (
         "<disk type='network' device='disk'><driver name='qemu' type='raw'/>"
-        f"<source protocol='nbd' name='{export}'>"
+        f"<source protocol='nbd' name='{name}'>"
         f"<host transport='unix' socket='{path}'/></source>"
         f"<target dev='vda' bus='virtio'/>{read_only}</disk>"
     )
@@ -136,9 +172,18 @@ _socket = click.option(
 )
 
 
+_by = click.option(
+    "--by",
+    type=click.Choice(["id", "name"]),
+    default="id",
+    help="What the VDI is called in it; a rename changes its name only.  [default: id]",
+)
+
+
 @disk.command(
     examples=[
         "plxsh disk xen base xvda w",
+        "plxsh disk xen base xvda --by name",
         "plxsh disk xen base sda1 r --legacy",
         "plxsh disk xen --from-legacy 'tap:parallax:0,sda1,w,0'",
     ]
@@ -151,6 +196,7 @@ _socket = click.option(
 )
 @click.option("--legacy", is_flag=True, help="The line of the original tap driver.")
 @click.option("--from-legacy", metavar="LINE", help="Translate a line of the original tap driver.")
+@_by
 @_socket
 @click.pass_context
 @pass_settings
@@ -163,6 +209,7 @@ def xen(
     backend: str,
     legacy: bool,
     from_legacy: str | None,
+    by: str,
     socket: str | None,
 ) -> None:
     """Print the disk line for xl.
@@ -173,15 +220,18 @@ def xen(
     if shifted and from_legacy is None:  # the VDI is that of `use`
         vdi, vdev, access = settings.vdi, vdi, vdev
     if from_legacy is not None:
-        if vdi is not None:
-            raise click.UsageError("--from-legacy takes all from its line: give no VDI besides")
+        if vdi is not None or backend:
+            raise click.UsageError(
+                "--from-legacy takes all from its line: give no VDI and no --backend besides"
+            )
         line = parse_legacy(from_legacy)
-        _export(settings, line.export)  # refuse a VDI that there is not
+        export, _ = _export(settings, line.export, by)  # refuse a VDI that there is not
+        line = replace(line, export=export)
     elif vdi is None or vdev is None:
         missing = ctx.command.params[0 if vdi is None else 1]
         raise click.MissingParameter(ctx=ctx, param=missing)
     else:
-        export, writable = _export(settings, vdi, access)
+        export, writable = _export(settings, vdi, by, access)
         line = XenDisk(export, vdev, writable, backend)
     path = _socket_path(socket)
     _show(settings, "xen", line.export, path, line.legacy() if legacy else line.modern(path))
@@ -190,14 +240,15 @@ def xen(
 @disk.command(examples=["plxsh disk qemu base", "plxsh disk qemu base --blockdev"])
 @click.argument("vdi", type=VDI_OR_SNAPSHOT)
 @click.option("--blockdev", is_flag=True, help="The long form, with a node name of its own.")
+@_by
 @_socket
 @pass_settings
-def qemu(settings: Settings, vdi: str, blockdev: bool, socket: str | None) -> None:
+def qemu(settings: Settings, vdi: str, blockdev: bool, by: str, socket: str | None) -> None:
     """Print the option for QEMU.
 
     A snapshot is given read-only. --blockdev needs a -device with drive=d0 besides.
     """
-    export, writable = _export(settings, vdi)
+    export, writable = _export(settings, vdi, by)
     path = _socket_path(socket)
     line = (qemu_blockdev if blockdev else qemu_drive)(export, path, writable)
     _show(settings, "qemu", export, path, line)
@@ -205,11 +256,12 @@ def qemu(settings: Settings, vdi: str, blockdev: bool, socket: str | None) -> No
 
 @disk.command(examples=["plxsh disk libvirt base", "plxsh disk libvirt base@clean"])
 @click.argument("vdi", type=VDI_OR_SNAPSHOT)
+@_by
 @_socket
 @pass_settings
-def libvirt(settings: Settings, vdi: str, socket: str | None) -> None:
+def libvirt(settings: Settings, vdi: str, by: str, socket: str | None) -> None:
     """Print the disk element for libvirt (its QEMU driver)."""
-    export, writable = _export(settings, vdi)
+    export, writable = _export(settings, vdi, by)
     path = _socket_path(socket)
     _show(settings, "libvirt", export, path, libvirt_disk(export, path, writable))
 
@@ -218,16 +270,20 @@ def _socket_path(socket: str | None) -> str:
     return os.path.abspath(socket) if socket else default_socket()
 
 
-def _export(settings: Settings, reference: str, access: str | None = None) -> tuple[str, bool]:
+def _export(
+    settings: Settings, reference: str, by: str, access: str | None = None
+) -> tuple[str, bool]:
     """Return the export name of a VDI or snapshot that exists, and whether to write it."""
     if names_snapshot(reference):
         if access == "w":
             raise BadRequest(f"{reference} is a snapshot and never written", "clone it first")
         with settings.session("read") as session:
             snapshot = session.find_snapshot(reference)
-        return f"{snapshot.vdi}@{snapshot.id}", False
+            vdi = snapshot.vdi if by == "id" else session.registry.find(str(snapshot.vdi)).name
+        return f"{vdi}@{snapshot.id}", False
     with closing(settings.blockstore()) as opened:
-        return str(Registry(opened).find(reference).id), access != "r"
+        record = Registry(opened).find(reference)
+    return str(record.id) if by == "id" else record.name, access != "r"
 
 
 def _show(settings: Settings, kind: str, export: str, socket: str, line: str) -> None:
