@@ -109,8 +109,10 @@ class OnDisk(RecordingDevice):
         assert b"".join(buffers) == wanted
 
     def pwritev(self, offset: int, buffers: Sequence[Buffer]) -> None:
-        self._disk.pwritev(offset, buffers)
-        super().pwritev(offset, buffers)
+        try:
+            super().pwritev(offset, buffers)
+        finally:  # as much as was written when there was no room for all of it
+            self._disk.pwritev(offset, [super().pread(offset, sum(map(len, buffers)))])
 
     def resize(self, size: int) -> None:
         self._disk.resize(size)
