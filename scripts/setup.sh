@@ -110,8 +110,9 @@ case ${1:-} in
     check) packages ;;
     demo) packages e2fsprogs graphviz qemu-utils ;;
     test)
-        packages make curl e2fsprogs fio fish graphviz iproute2 less libnbd-bin man-db nbdkit \
-            python3-libnbd systemd qemu-system-x86 qemu-utils strace zsh
+        # nbd-client and shellcheck: for the block script of Xen
+        packages make curl e2fsprogs fio fish graphviz iproute2 less libnbd-bin man-db nbd-client \
+            nbdkit python3-libnbd shellcheck systemd qemu-system-x86 qemu-utils strace zsh
         ;;
     venv)
         packages
