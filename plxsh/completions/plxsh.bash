@@ -3,6 +3,7 @@
 _plxsh() {
     # The plxsh beside the program on the line, as in .venv/bin/plxsh; else that in the PATH.
     local program=${1%"${1##*/}"}plxsh answer
+    # shellcheck disable=SC2088  # the tilde as it was typed
     [[ $program != '~/'* ]] || program=$HOME${program#'~'}
     [[ $program == */* && -x $program ]] || program=plxsh
 
