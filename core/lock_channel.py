@@ -305,6 +305,7 @@ async def streams(
     reader = asyncio.StreamReader(limit=_CHUNK, loop=loop)
     protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
     try:
+        # mypy cannot match options in a dict with the arguments
         transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock, **options)  # type: ignore[arg-type]
     except BaseException:
         sock.close()
