@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -15,7 +14,7 @@ from itertools import count
 from threading import RLock
 from typing import Any
 
-from support.tap import short_folder
+from support.tap import running, short_folder
 
 from core.blockstore import Blockstore
 from core.direct import open_device
@@ -231,24 +230,8 @@ def tap_under(
         locks.session = session
         path = str(folder / "nbd")
         tap = Tap(session, path, **options)
-        failures: list[BaseException] = []
-
-        def run() -> None:
-            try:
-                tap.run()
-            except BaseException as error:
-                failures.append(error)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
+        with running(tap):
             yield tap, path, session
-        finally:
-            tap.stop()
-            thread.join(60)
-            assert not thread.is_alive()
-        if failures:
-            raise failures[0]
 
 
 def wait_for(condition: Callable[[], object]) -> None:

@@ -57,29 +57,36 @@ def short_folder() -> Iterator[Path]:
 
 
 @contextmanager
+def running(tap: Tap) -> Iterator[None]:
+    """Run a tap in a thread; what it raises is raised at the end."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            tap.run()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        tap.stop()
+        thread.join(TIMEOUT)
+        assert not thread.is_alive()
+    if failures:
+        raise failures[0]
+
+
+@contextmanager
 def tap_in_thread(store: str, cache: Cache = "host", **options: Any) -> Iterator[tuple[Tap, str]]:
     """Serve a store from a thread of this process; yields the tap and its socket."""
     with short_folder() as folder, Session.open(store, cache=cache) as session:
         path = str(folder / "nbd")
         tap = Tap(session, path, **options)
-        failures: list[BaseException] = []
-
-        def run() -> None:
-            try:
-                tap.run()
-            except BaseException as error:
-                failures.append(error)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
+        with running(tap):
             yield tap, path
-        finally:
-            tap.stop()
-            thread.join(TIMEOUT)
-            assert not thread.is_alive()
-        if failures:
-            raise failures[0]
 
 
 _RUNNER = """
