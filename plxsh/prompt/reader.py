@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -113,7 +114,7 @@ class LineReader:
         self._overviews = Overviews(
             settings.names,
             default_socket(),
-            self._session.app.invalidate,
+            self._repaint,
             partial(standing, settings),
         )
 
@@ -140,6 +141,12 @@ class LineReader:
 
     def _toolbar(self) -> StyleAndTextTuples:
         return toolbar(self._shell, self._overviews.latest())
+
+    def _repaint(self) -> None:
+        """Show news in the toolbar: what the thread that has them calls."""
+        # The prompt may end between the look of prompt_toolkit, whether it runs, and its call.
+        with suppress(RuntimeError, AttributeError):
+            self._session.app.invalidate()
 
     def _explain(self) -> None:
         """Show help on the word at the cursor above the prompt."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 
 import pytest
+from prompt_toolkit.application import create_app_session
 from prompt_toolkit.auto_suggest import Suggestion
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import InMemoryHistory
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
 from shell.conftest import Plx
 
 from core.session import Session
@@ -21,6 +25,7 @@ from plxsh.interpreter import Interpreter
 from plxsh.overview import Overview
 from plxsh.prompt.colours import LineLexer
 from plxsh.prompt.menu import Menu
+from plxsh.prompt.reader import LineReader
 from plxsh.prompt.suggest import SuggestHarmless, harmless
 from plxsh.prompt.toolbar import toolbar
 
@@ -306,3 +311,27 @@ def test_the_toolbar_fits(shell: Interpreter, width: int, monkeypatch: pytest.Mo
     line = shown(shell, Overview(3 << 20, 80 << 20, 4, "plxsh (process 7)", 2))
     assert len(line) <= width
     assert line.startswith(" blockstore.dat"[: width - 1])
+
+
+# -- news in the toolbar -----------------------------------------------------------------
+
+
+def test_news_that_come_when_the_prompt_has_just_ended(
+    shell: Interpreter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
+        reader = LineReader(shell)
+    app = reader._session.app
+    ended = asyncio.new_event_loop()
+    ended.close()
+    late: list[bool] = []
+
+    def not_yet() -> bool:
+        late.append(True)
+        return False
+
+    monkeypatch.setattr(ended, "is_closed", not_yet)
+    monkeypatch.setattr(app, "loop", ended)
+    monkeypatch.setattr(app, "_is_running", True)
+    reader._overviews._look()
+    assert late
