@@ -42,6 +42,7 @@ check: setup ## lint, types and the quick tests
 test: ## lint, types and every test (PARALLAX_LONG=1 adds the long ones)
 	@sh scripts/setup.sh test
 	@$(MAKE) --no-print-directory setup
+	@sh scripts/setup.sh sanity
 	$(lint)
 	HYPOTHESIS_PROFILE=ci $(PYTEST)
 

@@ -3,6 +3,7 @@
 #
 #   scripts/setup.sh check|demo|test   install the Debian packages that are missing
 #   scripts/setup.sh venv              the same for `check`, then build .venv
+#   scripts/setup.sh sanity            what ansible-test needs in .venv, once (two minutes)
 #
 # apt is called only when something is missing, and only by root or with a sudo that asks
 # for no password; otherwise one line says what to install. PYTHON names the interpreter;
@@ -102,8 +103,40 @@ build_venv() {
     echo "setup: building .venv with $("$python" --version)"
     rm -f .venv/.stamp
     "$python" -m venv $options .venv
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,ansible]'
     echo "${PYTHON:-}" >.venv/.stamp
+}
+
+# build_sanity: ansible-test keeps an environment for each of its checks, with versions of its own.
+# It would fetch pip from a site of its own; the script in that place takes the one Python has.
+build_sanity() {
+    home=$PWD/.venv/ansible-test
+    core=$(.venv/bin/python -c 'import ansible.release; print(ansible.release.__version__)')
+    [ "$core" != "$(cat "$home/.stamp" 2>/dev/null)" ] || return 0
+    echo "setup: building the environments of ansible-test $core"
+    rm -rf "$home"
+    version=$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    pip=$(.venv/bin/python - "$version" <<'END'
+import sys
+import types
+from ansible_test._internal.python_requirements import get_venv_packages
+python = types.SimpleNamespace(version=sys.argv[1])
+print(get_venv_packages(python)["pip"].replace(".", "_"))
+END
+    )
+    # Outside of this checkout: ansible-test leaves out what git ignores.
+    place=$(mktemp -d)
+    mkdir -p "$home/.ansible/test/cache" "$place/ansible_collections/parallax"
+    echo 'import ensurepip; ensurepip.bootstrap()' >"$home/.ansible/test/cache/get_pip_$pip.py"
+    cp -r ansible_collection "$place/ansible_collections/parallax/storage"
+    (
+        PATH=$PWD/.venv/bin:$PATH
+        cd "$place/ansible_collections/parallax/storage"
+        HOME=$home LC_ALL=C.UTF-8 \
+            ansible-test sanity --prime-venvs --color no --python "$version" >"$home/log" 2>&1
+    ) || fail "ansible-test could not build its environments: see $home/log"
+    rm -r "$place"
+    echo "$core" >"$home/.stamp"
 }
 
 case ${1:-} in
@@ -118,5 +151,6 @@ case ${1:-} in
         packages
         build_venv
         ;;
-    *) fail "usage: scripts/setup.sh check|demo|test|venv" ;;
+    sanity) build_sanity ;;
+    *) fail "usage: scripts/setup.sh check|demo|test|venv|sanity" ;;
 esac

@@ -1,0 +1,122 @@
+# Copyright: The Parallax developers
+# MIT License (see LICENSE or https://opensource.org/licenses/MIT)
+"""What a VDI was filled with, told by labels of snapshots.
+
+A label hangs on contents that never change. So `sha256:...` on a snapshot, taken right after a
+fill, is true for ever, whoever writes to the VDI later; whether the VDI still has these contents
+is a comparison of the two. Nothing is kept outside of the store.
+
+Before a fill a snapshot labelled `filling:sha256:...` keeps what was there before. It goes away
+when the fill is complete. One that is found tells of a fill that was interrupted, and that
+filling again loses nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from ansible_collections.parallax.storage.plugins.module_utils.plxsh import (
+    PlxshError,
+    snapshot_id,
+    snapshots_of,
+)
+
+_FILLING = "filling:"
+_MARK = re.compile(r"(filling:)?sha256:[0-9a-f]{64}")
+_QCOW2 = b"QFI\xfb"
+
+
+def is_mark(label):
+    """Say whether a label is one of those that fills leave."""
+    return label is not None and _MARK.fullmatch(label) is not None
+
+
+class Marks:
+    """What the snapshots of a VDI tell of its fills.
+
+    Args:
+        snapshots: newest first.
+    """
+
+    def __init__(self, snapshots=()):
+        self.snapshots = list(snapshots)
+        marks = [snap for snap in self.snapshots if is_mark(snap["label"])]
+        self.begun = [snap for snap in marks if snap["label"].startswith(_FILLING)]
+        newest = marks[0] if marks else None
+        self.interrupted = newest is not None and newest in self.begun
+        self.done = newest if newest is not None and not self.interrupted else None
+
+    @property
+    def checksum(self):
+        """The checksum of the image that the VDI was filled with last, None if unknown."""
+        return self.done["label"] if self.done else None
+
+
+def marks_of(plxsh, vdi):
+    """Return the marks of a VDI; raises PlxshError."""
+    return Marks(snapshots_of(plxsh, vdi))
+
+
+def written_since(plxsh, vdi, marks):
+    """Say whether a VDI has other contents than its last fill left there.
+
+    Args:
+        vdi: what plxsh shows of it.
+        marks: with a fill that is done.
+
+    Returns:
+        None if that cannot be told because the VDI is in use.
+    """
+    if vdi["own"] == 0 and marks.snapshots[0] is marks.done:
+        return False
+    filled = f"{vdi['id']}@{snapshot_id(marks.done)}"
+    try:
+        return bool(plxsh.ask("snap", "diff", filled, str(vdi["id"]))["changes"])
+    except PlxshError as error:
+        if error.code == "in_use":
+            return None
+        raise
+
+
+def fill(plxsh, vdi, source, image_format, checksum):
+    """Fill a VDI in such an order that a kill at any moment loses nothing; raises PlxshError.
+
+    Args:
+        vdi: its id.
+        source: the image.
+        image_format: or None to have it recognised.
+        checksum: of the image, with its `sha256:`.
+    """
+    before = _identity(source)
+    if not marks_of(plxsh, vdi).interrupted:
+        plxsh.change("snap", "create", vdi, "--label", _FILLING + checksum)
+    options = ["--format", image_format] if image_format else []
+    plxsh.change_surely("vdi", "fill", *options, "--", vdi, source)
+    if _identity(source) != before:
+        raise PlxshError(
+            "changed", f"{source} was changed while it was read", "run again when it is complete"
+        )
+    plxsh.change("snap", "create", vdi, "--label", checksum)
+    forget_begun(plxsh, vdi, marks_of(plxsh, vdi))
+
+
+def forget_begun(plxsh, vdi, marks):
+    """Delete the marks of fills that were begun, when a later one is done; raises PlxshError."""
+    for snapshot in marks.begun:
+        plxsh.change_surely("snap", "delete", f"{vdi}@{snapshot_id(snapshot)}")
+
+
+def image_size(source, image_format):
+    """Return the size of the disk in an image, None if only qemu-img could tell."""
+    with open(source, "rb") as file:
+        header = file.read(32)
+        end = file.seek(0, os.SEEK_END)
+    if image_format in (None, "qcow2") and header[:4] == _QCOW2:
+        return int.from_bytes(header[24:32], "big")
+    return end if image_format in (None, "raw") else None
+
+
+def _identity(path):
+    status = os.stat(path)
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,0 +1,195 @@
+#!/usr/bin/python
+
+# Copyright: The Parallax developers
+# MIT License (see LICENSE or https://opensource.org/licenses/MIT), or as you like
+# GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: xen_disk
+short_description: One disk in the configuration file of a Xen domain
+description:
+  - Gives a virtual disk image (VDI) or a snapshot to a Xen domain, or takes it away, by editing the
+    list C(disk) of an xl configuration file. Everything else in the file stays as it is, byte for
+    byte.
+  - Entries of the original tap driver, such as C(tap:parallax:0,sda1,w,0), are read and converted.
+  - A file that xl could not read, or that cannot be edited safely, is refused with the number of
+    the line. Files with Python expressions are of that kind.
+version_added: 0.1.0
+author:
+  - The Parallax developers (@parallax-vdi)
+extends_documentation_fragment:
+  - parallax.storage.attributes
+  - parallax.storage.plxsh
+options:
+  path:
+    description:
+      - The configuration file. It must exist, unless the disk is to be absent.
+    type: path
+    required: true
+  vdev:
+    description:
+      - Name of the device in the domain, such as V(xvda). It says which entry is meant.
+    type: str
+    required: true
+  vdi:
+    description:
+      - The VDI by its name, id or UUID, or a snapshot as V(VDI@LABEL).
+    type: str
+  access:
+    description:
+      - V(r) or V(w). Without it a VDI can be written and a snapshot cannot.
+    type: str
+    choices: [r, w]
+  backend:
+    description:
+      - The domain that runs the tap, if that is not dom0.
+    type: str
+  socket:
+    description:
+      - Socket of the tap, if it is not the usual one.
+    type: path
+  state:
+    description:
+      - Whether the domain is to have this disk.
+    type: str
+    choices: [present, absent]
+    default: present
+  force:
+    description:
+      - Replace or remove a disk that is not one of Parallax.
+    type: bool
+    default: false
+  backup:
+    description:
+      - Keep a copy of the file as it was, with the time in its name.
+    type: bool
+    default: false
+  validate:
+    description:
+      - A command that must succeed on the new file before it takes the place of the old one. C(%s)
+        stands for its path.
+    type: str
+  store:
+    required: false
+"""
+
+EXAMPLES = r"""
+- name: Give a VDI to a domain
+  parallax.storage.xen_disk:
+    store: /srv/blockstore.dat
+    path: /etc/xen/vm01.cfg
+    vdi: vm01
+    vdev: xvda
+
+- name: Take a disk away
+  parallax.storage.xen_disk:
+    path: /etc/xen/vm01.cfg
+    vdev: xvdb
+    state: absent
+    backup: true
+"""
+
+RETURN = r"""
+entry:
+  description: The entry for the disk, as it stands in the file then; empty when there is none.
+  returned: success
+  type: str
+  sample: format=raw,vdev=xvda,access=rw,script=block-plx,target=nbd+unix:///1?socket=/run/parallax/nbd.sock
+entry_before:
+  description: The entry as it was; empty when there was none.
+  returned: success
+  type: str
+  sample: tap:parallax:1,xvda,w,0
+backup_file:
+  description: The copy of the file as it was.
+  returned: when something was changed with O(backup=true)
+  type: str
+  sample: /etc/xen/vm01.cfg.4711.2026-11-23@10:00:00~
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.parallax.storage.plugins.module_utils import xlconfig
+from ansible_collections.parallax.storage.plugins.module_utils.files import read, write
+from ansible_collections.parallax.storage.plugins.module_utils.plxsh import (
+    Plxsh,
+    PlxshError,
+    arguments,
+    run,
+)
+
+
+def _wanted(module):
+    """Return the entry that is to be there, None for none."""
+    params = module.params
+    if params["state"] == "absent":
+        return None
+    words = ["disk", "xen"]
+    for option in ("backend", "socket"):
+        if params[option] is not None:
+            words += ["--" + option, params[option]]
+    words += ["--", params["vdi"], params["vdev"]]
+    words += [params["access"]] if params["access"] else []
+    return xlconfig.entry_of(Plxsh(module).ask(*words)["disk"]["line"])
+
+
+def _entry(text, vdev):
+    config = xlconfig.Config(text)
+    place = config.find(vdev)
+    return "" if place is None else config.entry(place)
+
+
+def _refuse_foreign(params, before, after, entry):
+    if before != after and entry and not params["force"] and not xlconfig.is_parallax(entry):
+        raise PlxshError(
+            "would_lose_data",
+            f"{params['vdev']} in {params['path']} is no disk of Parallax: {entry}",
+            "force: true replaces or removes it",
+        )
+
+
+def _work(module):
+    params = module.params
+    before = read(params["path"], missing="" if params["state"] == "absent" else None)
+    try:
+        entry = _entry(before, params["vdev"])
+        after = xlconfig.edited(before, params["vdev"], _wanted(module))
+    except xlconfig.Refused as refused:
+        raise PlxshError(
+            "refused", f"{params['path']}, {refused}", "edit it by hand; nothing was changed"
+        ) from refused
+    _refuse_foreign(params, before, after, entry)
+    result = {
+        "changed": before != after,
+        "entry": _entry(after, params["vdev"]),
+        "entry_before": entry,
+    }
+    return {**result, **write(module, before, after)}
+
+
+def main():
+    spec = arguments(
+        path={"type": "path", "required": True},
+        vdev={"type": "str", "required": True},
+        vdi={"type": "str"},
+        access={"type": "str", "choices": ["r", "w"]},
+        backend={"type": "str"},
+        socket={"type": "path"},
+        state={"type": "str", "choices": ["present", "absent"], "default": "present"},
+        force={"type": "bool", "default": False},
+        backup={"type": "bool", "default": False},
+        validate={"type": "str"},
+    )
+    spec["store"] = {"type": "path"}
+    module = AnsibleModule(
+        argument_spec=spec,
+        supports_check_mode=True,
+        required_if=[("state", "present", ["vdi", "store"])],
+    )
+    run(module, _work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""Editing one disk of an xl configuration file: nothing else in it may change."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+SOURCE = Path(__file__).resolve().parents[2] / "ansible_collection/plugins/module_utils/xlconfig.py"
+ENTRY = (
+    "format=raw,vdev=xvda,access=rw,script=block-plx,target=nbd+unix:///0?socket=/run/p/nbd.sock"
+)
+
+
+def load() -> Any:
+    spec = spec_from_file_location("xlconfig", SOURCE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules["xlconfig"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+xlconfig = load()
+
+# -- any file ----------------------------------------------------------------------------
+
+OTHERS = [
+    "phy:/dev/vg/data,xvdb,w",
+    "/srv/a.img,raw,xvdc,rw",
+    "/srv/c.iso,,hdc,cdrom",
+    "format=qcow2, vdev=xvdd, access=ro, target=/srv/x,y=z.qcow2",
+    "tap:parallax:3,sdb1,r,0",
+    "phy:/dev/cd,hdb:cdrom,r",
+]
+MINE = [
+    ENTRY,
+    "tap:parallax:0,xvda,w,0",
+    "phy:/dev/vg/root,xvda,w",
+    "/srv/a.img,raw,xvda,rw",
+    "vdev=xvda,target=/srv/a#,b.img",
+]
+STATEMENTS = [
+    "name = 'vm01'",
+    "memory = 256; vcpus = 2",
+    "# disk = [ 'phy:/dev/x,xvda,w' ]",
+    "vif = [ 'bridge=xenbr0', # first\n  'bridge=xenbr1',\n]",
+    'extra = "a # no comment, \\" no end"',
+    "",
+    "  on_crash='restart'   # xvda ' \" [",
+    "cpuid = [ 'host', [ 1, 2 ] ]",
+]
+SPACE = st.sampled_from(["", " ", "  ", "\t"])
+GAP = st.sampled_from(["", " ", "\n", "\n   ", " # why\n  ", "\n# ',' ]\n\t"])
+
+
+@st.composite
+def configs(draw: st.DrawFn, mine: st.SearchStrategy[str | None]) -> tuple[str, str | None]:
+    """A file that xl can read and the entry for xvda in it."""
+    chosen = draw(mine)
+    entries = draw(st.lists(st.sampled_from(OTHERS), unique=True, max_size=3))
+    if chosen is not None:
+        entries.insert(draw(st.integers(0, len(entries))), chosen)
+    statements = draw(st.lists(st.sampled_from(STATEMENTS), max_size=4))
+    if entries or draw(st.booleans()):
+        items = ""
+        for number, entry in enumerate(entries):
+            quote = draw(st.sampled_from("'\""))
+            last = number == len(entries) - 1
+            comma = "," if not last or draw(st.booleans()) else ""
+            items += draw(GAP) + quote + entry + quote + draw(GAP) + comma
+        head = draw(SPACE) + "disk" + draw(SPACE) + "=" + draw(SPACE) + "["
+        statement = f"{head}{items}{draw(GAP)}]{draw(SPACE)}"
+        statements.insert(draw(st.integers(0, len(statements))), statement)
+    text = "\n".join(statements) + draw(st.sampled_from(["", "\n", "\n\n"]))
+    return (text.replace("\n", "\r\n") if draw(st.booleans()) else text), chosen
+
+
+def entries(text: str) -> list[str]:
+    config = xlconfig.Config(text)
+    return [config.entry(place) for place in config.entries]
+
+
+@given(configs(st.just(None)))
+def test_adding_inserts_and_removing_takes_that_away(case: tuple[str, None]) -> None:
+    text, _ = case
+    added = xlconfig.edited(text, "xvda", ENTRY)
+    assert entries(added) == [*entries(text), ENTRY]
+    assert subsequence(text, added)
+    assert xlconfig.edited(added, "xvda", ENTRY) == added
+    removed = xlconfig.edited(added, "xvda", None)
+    assert entries(removed) == entries(text)
+    assert subsequence(removed, added)
+    assert xlconfig.edited(text, "xvda", None) == text
+
+
+@given(configs(st.sampled_from(MINE)))
+def test_changing_touches_that_entry_alone(case: tuple[str, str]) -> None:
+    text, mine = case
+    changed = xlconfig.edited(text, "xvda", ENTRY)
+    kept = mine if xlconfig.same(mine, ENTRY) else ENTRY
+    assert text.count(mine) == 1 or mine in "".join(STATEMENTS)
+    at = xlconfig.Config(text).find("xvda")
+    token = at[0].items[at[1]]
+    assert changed == text[: token.start + 1] + kept + text[token.end - 1 :]
+
+
+@given(configs(st.sampled_from(MINE)))
+def test_removing_leaves_all_but_that_entry_its_comma_and_spaces(case: tuple[str, str]) -> None:
+    text, mine = case
+    removed = xlconfig.edited(text, "xvda", None)
+    before = entries(text)
+    before.remove(mine)
+    assert entries(removed) == before
+    at = xlconfig.Config(text).find("xvda")
+    token = at[0].items[at[1]]
+    gone = text[: token.start] + text[token.end :]
+    for character in set(gone) - set(" \t\r\n,"):
+        assert removed.count(character) == gone.count(character), character
+    assert subsequence(removed, text)
+
+
+@given(st.text(alphabet="disk=[]',\"\n\r\t #;x\\+1a:%"))
+def test_any_text_is_edited_right_or_refused(text: str) -> None:
+    try:
+        added = xlconfig.edited(text, "xvda", ENTRY)
+    except xlconfig.Refused as refused:
+        lines = range(1, text.count("\n") + 2)
+        if refused.line in lines:
+            return
+        raise
+    assert entries(added).count(ENTRY) == 1
+    assert subsequence(text, added)
+
+
+def subsequence(short: str, long: str) -> bool:
+    """Say whether a text is left when some characters of another are taken out."""
+    left = iter(long)
+    return all(character in left for character in short)
+
+
+# -- examples ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", "disk = [ 'NEW' ]\n"),
+        ("a=1", "a=1\ndisk = [ 'NEW' ]\n"),
+        ("a=1\r\nb=2", "a=1\r\nb=2\r\ndisk = [ 'NEW' ]\r\n"),
+        ("disk=[]\n", "disk=[ 'NEW' ]\n"),
+        ("disk = [ ]\n", "disk = [ 'NEW' ]\n"),
+        ("disk = ['a,,xvdb']\n", "disk = ['a,,xvdb', 'NEW']\n"),
+        ("disk = ['a,,xvdb',]\n", "disk = ['a,,xvdb', 'NEW',]\n"),
+        (
+            "disk = [\n  'a,,xvdb', # root\n]\n",
+            "disk = [\n  'a,,xvdb', # root\n  'NEW',\n]\n",
+        ),
+        (
+            "disk = [\n  'a,,xvdb' # root\n]\n",
+            "disk = [\n  'a,,xvdb', # root\n  'NEW'\n]\n",
+        ),
+        ("disk = [\n  'a,,xvdb' ]\n", "disk = [\n  'a,,xvdb',\n  'NEW' ]\n"),
+        ("disk = []\ndisk += ['a,,xvdb']\n", "disk = []\ndisk += ['a,,xvdb', 'NEW']\n"),
+        ("disk = [ 'tap:parallax:0,xvda,w,0' ]", "disk = [ 'NEW' ]"),
+        ('disk = [ "phy:/dev/a,xvda,w" , ]\n', 'disk = [ "NEW" , ]\n'),
+    ],
+)
+def test_where_a_disk_is_put(before: str, after: str) -> None:
+    assert xlconfig.edited(before, "xvda", ENTRY) == after.replace("NEW", ENTRY)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a = 1\nimport os\n", 2),
+        ("a = 1\n\nb = 'x' + 'y'\n", 3),
+        ("disk = [ 'a,,xvdb' ] + more\n", 1),
+        ("disk = [\n 'phy:%s,xvda,w' % name ]\n", 2),
+        ("disk = [ f'{a},,xvdb' ]\n", 1),
+        ("disk = [ d for d in disks ]\n", 1),
+        ("disk = 'a,,xvda'\n", 1),
+        ("a=1\ndisk = [ 'a,,xvdb'\n", 3),
+        ("disk = [ 'a,,xvdb' 'b,,xvdc' ]\n", 1),
+        ("disk = [ 'a,,xvda',\n 'phy:b,xvda,w' ]\n", 2),
+        ("disk = ['a,,xvdb']\ndisk = ['b,,xvdc']\n", 2),
+        ("disk = [ '''a,,xvdb''' ]\n", 1),
+        ("disk = [ 'a,,xvdb,rw,more' ]\n", 1),
+        ("disk = [ 'a\\n,,xvdb' ]\n", 1),
+        ("if True:\n    disk = []\n", 1),
+        ("a = 'no end\n", 1),
+    ],
+)
+def test_what_cannot_be_edited_safely_is_refused_with_its_line(text: str, line: int) -> None:
+    with pytest.raises(xlconfig.Refused, match=f"^line {line}: "):
+        xlconfig.edited(text, "xvda", ENTRY)
+
+
+def test_the_same_disk_in_another_order_stays_as_it_is() -> None:
+    text = (
+        "disk = [ 'vdev=xvda, script=block-plx, format=raw,"
+        "target=nbd+unix:///0?socket=/run/p/nbd.sock' ]\n"
+    )
+    assert xlconfig.edited(text, "xvda", ENTRY) == text
+    assert xlconfig.edited(text, "xvda", ENTRY.replace("rw", "ro")) != text
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        ("tap:parallax:0,sda1,w,0", {"target": "tap:parallax:0", "vdev": "sda1", "access": "rw"}),
+        ("/a.img,raw,xvdb,ro", {"target": "/a.img", "vdev": "xvdb", "access": "ro"}),
+        ("phy:/dev/a,hdc:cdrom,r", {"target": "phy:/dev/a", "vdev": "hdc", "access": "ro"}),
+        ("vdev=xvda,target=/a,vdev=b", {"target": "/a,vdev=b", "vdev": "xvda"}),
+    ],
+)
+def test_what_an_entry_says(entry: str, told: dict[str, str]) -> None:
+    described = xlconfig.described(entry)
+    assert {key: described[key] for key in told} == told
