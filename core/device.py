@@ -159,6 +159,19 @@ def io_error(error: OSError, what: str) -> ParallaxError:
     return IoFailed(f"{what}: {reason}", "look at the system log")
 
 
+def make_folder_of(path: str) -> None:
+    """Make the folder that a file or a socket is to be in, unless it is there.
+
+    Raises:
+        IoFailed, NoSpace, NotFound, ReadOnly: that is not possible.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    try:
+        os.makedirs(folder, 0o755, exist_ok=True)
+    except OSError as error:
+        raise io_error(error, f"cannot make the folder {folder}") from error
+
+
 def is_storage(mode: int) -> bool:
     """Say whether a file of this mode is one that a device can be: regular, or a disk."""
     return stat.S_ISREG(mode) or stat.S_ISBLK(mode)

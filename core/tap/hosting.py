@@ -10,12 +10,11 @@ live on for as long as their leases last; only then is the new lock master quiet
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
 from core.blockstore import Blockstore
-from core.device import Cache, io_error
+from core.device import Cache, make_folder_of
 from core.direct import open_device
 from core.errors import NotFound
 from core.lock_epoch import EpochFile
@@ -52,11 +51,7 @@ def hosted_session(
     with closing(device):
         store = Blockstore(device).sb.uuid.hex()  # nothing is written before there are locks
         socket = place(store)
-        folder = os.path.dirname(socket)
-        try:
-            os.makedirs(folder or ".", 0o755, exist_ok=True)
-        except OSError as error:
-            raise io_error(error, f"cannot make the folder {folder}") from error
+        make_folder_of(socket)
         with closing(EpochFile(socket.removesuffix(".locks") + ".epoch")) as epochs:
             service = LockService(
                 unix=socket,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from core.device import io_error
+from core.device import make_folder_of
 from plxsh.context import Settings, configured, pass_settings
 from plxsh.groups import Command
 from plxsh.params import FILE, LOCK_ADDRESS, METRICS_ADDRESS, AddressType, checked
@@ -109,7 +109,7 @@ def run_master(
             settings.note(f"serving locks on {' and '.join(where)}; Ctrl-C ends it")
 
     with logging_to_stderr(form, level_for(settings.quiet, settings.verbose)):
-        _make_folder(state)
+        make_folder_of(state)
         serve_lock_master(
             listen,
             unix or "",
@@ -128,19 +128,6 @@ def default_state() -> str:
         return f"/var/lib/parallax/{_STATE}"
     folder = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     return os.path.join(folder, "parallax", _STATE)
-
-
-def _make_folder(path: str) -> None:
-    """Make the folder that a file is to be in.
-
-    Raises:
-        IoFailed, ReadOnly: that is not possible.
-    """
-    folder = os.path.dirname(os.path.abspath(path))
-    try:
-        os.makedirs(folder, 0o755, exist_ok=True)
-    except OSError as error:
-        raise io_error(error, f"cannot make {folder}") from error
 
 
 def _configured(settings: Settings, name: str, kind: AddressType) -> tuple[str, int] | None:

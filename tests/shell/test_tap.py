@@ -20,6 +20,15 @@ from plxsh.exports import open_exports
 pytestmark = pytest.mark.slow
 
 
+def test_a_folder_for_sockets_that_cannot_be_made(
+    plx: Plx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PARALLAX_RUN_DIR", str(tmp_path / "file/parallax"))
+    told = plx.fails(3, "tap", "serve")
+    assert f"cannot make the folder {tmp_path}/file/parallax: Not a directory" in told
+
+
 def test_a_running_tap(plx: Plx, snapshot: tuple[str, str]) -> None:
     with serving("tap", "serve", "--unix", "nbd.sock", environment=environment()) as folder:
         path = str(Path(folder) / "nbd.sock")
