@@ -20,6 +20,7 @@ from core.errors import (
     Fenced,
     InUse,
     IoFailed,
+    NewerStore,
     NotAStore,
     NotFound,
     ParallaxError,
@@ -137,7 +138,8 @@ class Blockstore:
                 them first.
 
         Raises:
-            NotAStore: there is no store, or a newer kind of store.
+            NotAStore: there is no store.
+            NewerStore: it is a newer kind of store.
             ReadOnly: it may be read but not written by this version.
             Corrupt: no valid superblock was found, or the store is truncated.
         """
@@ -275,12 +277,12 @@ class Blockstore:
     def _check_usable(self) -> None:
         sb, name = self.sb, self.device.name
         if sb.version != VERSION:
-            raise NotAStore(
+            raise NewerStore(
                 f"{name} has format version {sb.version}, this Parallax reads version {VERSION}",
                 "use the version of Parallax that made it",
             )
         if sb.incompat & ~KNOWN_INCOMPAT:
-            raise NotAStore(
+            raise NewerStore(
                 f"{name} uses features this Parallax does not know"
                 f" (incompat {sb.incompat & ~KNOWN_INCOMPAT:#x})",
                 "use a newer Parallax",

@@ -54,6 +54,12 @@ class NotAStore(NotFound):
     code = "not_a_store"
 
 
+class NewerStore(NotAStore):
+    """There is a blockstore, of a version or with features that only another Parallax reads."""
+
+    code = "newer_store"
+
+
 class InUse(ParallaxError):
     """Someone else holds it; the message says who and where."""
 
