@@ -19,6 +19,7 @@ from core.format import DELETED, VdiRecord
 from core.snaplog import Snapshot
 from core.text import counted, human_ago, human_size
 from plxsh.context import Settings
+from plxsh.exports import open_exports
 from plxsh.locking import standing
 from plxsh.names import Names
 
@@ -39,7 +40,7 @@ class Offer(CompletionItem[str]):
         more: the word is not finished.
     """
 
-    __slots__ = ("_about", "_subject", "more")
+    __slots__ = ("_about", "more", "subject")
 
     def __init__(
         self, value: str, kind: str, about: Callable[[Any], str], subject: Any, more: bool = False
@@ -47,12 +48,12 @@ class Offer(CompletionItem[str]):
         """Say nothing yet."""
         super().__init__(value, kind)
         self._about = about
-        self._subject = subject
+        self.subject = subject
         self.more = more
 
     def describe(self) -> str:
         """Return what stands beside it."""
-        return self._about(self._subject)
+        return self._about(self.subject)
 
 
 _FORMATS: Final = {
@@ -190,6 +191,24 @@ def _snapshots(settings: Settings, incomplete: str) -> Items:
 def _vdis_and_snapshots(settings: Settings, incomplete: str) -> Items:
     found = _snapshots(settings, incomplete)
     return found if "@" in incomplete else _vdis(settings, incomplete) + found
+
+
+def open_first(settings: Settings, incomplete: str) -> Items:
+    """Return VDIs and snapshots, first the VDIs that somebody has open."""
+    opened = _opened(settings)
+    items = _vdis_and_snapshots(settings, incomplete)
+    return sorted(items, key=lambda item: not (item.type == "vdi" and _id_of(item) in opened))
+
+
+def _id_of(item: CompletionItem[str]) -> int | None:
+    return item.subject.id if isinstance(item, Offer) else None
+
+
+def _opened(settings: Settings) -> frozenset[int]:
+    """Return which VDIs are open: at a prompt what was seen last, else what is so now."""
+    if settings.shell is not None:
+        return settings.names.opened
+    return frozenset(export.vdi for export in open_exports(settings))
 
 
 def blocks(names: Names) -> Items:

@@ -190,6 +190,21 @@ class VdiOrSnapshotType(SnapshotType):
     name = "VDI|SNAPSHOT"
 
 
+class ServedType(VdiOrSnapshotType):
+    """A VDI or a snapshot that clients have open."""
+
+    def shell_complete(
+        self,
+        ctx: click.Context,
+        param: click.Parameter,  # noqa: ARG002
+        incomplete: str,
+    ) -> Items:
+        """Return all VDIs and snapshots, those first that somebody has open."""
+        from plxsh.offers import open_first
+
+        return open_first(ctx.ensure_object(Settings), incomplete)
+
+
 class FormatType(CompletedType[str]):
     """A format of image files."""
 
@@ -248,6 +263,7 @@ VDI: Final = VdiType()
 DELETED_VDI: Final = DeletedVdiType()
 SNAPSHOT: Final = SnapshotType()
 VDI_OR_SNAPSHOT: Final = VdiOrSnapshotType()
+SERVED: Final = ServedType()
 
 
 class WordsArgument(click.Argument):

@@ -28,7 +28,7 @@ _SHOWN: Final = 200
 
 Answered = Callable[[ParallaxError | None], None]
 """Told in the loop thread that a call is done (None), or why it is not."""
-Special = Callable[[str, dict[str, Any], Answered], None]
+Special = Callable[[str, dict[str, Any], Answered], Work]
 """Follows a call that only a tap can: given its name and argument, and whom to tell."""
 
 
@@ -91,8 +91,7 @@ class Desk:
         """Begin a call; `done` is told when it can be finished."""
         special = self.specials.get(called.method)
         if special is not None:
-            special(called.name, _argument(called), done)
-            return Work((), dict)
+            return special(called.name, _argument(called), done)
         work = self._answers.begin(called)
         self._when_durable(work.vdis, done)
         return work

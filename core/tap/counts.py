@@ -16,6 +16,7 @@ MOST_EXPORTS: Final = 1000
 METHODS: Final = frozenset(
     {
         *("snapshot", "delete_snapshot", "rename", "schedule", "give_up", "take"),
+        *("clients", "disconnect"),
         *("seal", "images", "sweep", "finish", "grown", "yield"),
     }
 )

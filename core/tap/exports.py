@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from core.errors import BadRequest, InUse, NoSpace, ParallaxError
+from core.errors import BadRequest, Fenced, InUse, NoSpace, ParallaxError
 from core.format import LIVE, VdiRecord
 from core.image import Image
 from core.locks import Grant
@@ -55,6 +55,7 @@ class Export:
         paused: no request of its clients is begun, because it is shut or short of room.
         leaving: it is being handed over.
         held_until: it stays open without a client until then, on the monotonic clock.
+        trouble: why its last commit failed, None if it did not.
     """
 
     def __init__(self, name: str, record: VdiRecord, image: Image, snapshot: Snapshot | None):
@@ -73,6 +74,7 @@ class Export:
         self._short = 0
         self.leaving = False
         self.held_until = 0.0
+        self.trouble: ParallaxError | None = None
 
     def pause(self, shut: bool) -> None:
         """Begin no request of its clients any more, or go on."""
@@ -115,6 +117,7 @@ class Exports:
         open: those that are open.
         refuse: says why nothing can be opened now, for writing (True) or for reading; empty
             if it can.
+        admit: raises why clients are not to have an export now.
         changed: called when a VDI was opened or is not open any more.
     """
 
@@ -129,6 +132,7 @@ class Exports:
         self._away: dict[int, float] = {}
         self.open: dict[tuple[int, str | None], Export] = {}
         self.refuse: Callable[[bool], str] = _no_reason
+        self.admit: Callable[[VdiRecord, Snapshot | None], None] = _everybody
         self.changed: Callable[[], None] = _nothing
 
     def _find(self, reference: str) -> VdiRecord:
@@ -206,6 +210,7 @@ class Exports:
             NotYet: its lock is on its way; see `when_ready`.
         """
         record, snapshot = self._resolve(name)
+        self.admit(record, snapshot)
         key = (record.id, str(snapshot.id) if snapshot else None)
         export = self.open.get(key)
         if export is None:
@@ -320,14 +325,18 @@ class Exports:
             export.committing = True
             self._commits.add(vdi, partial(self._settled, export))
         elif not export.connections and export.held_until <= time.monotonic():
+            if vdi is not None and vdi.written:
+                export.trouble = self._session.store.failed
             try:
                 self._forget(export)
             except ParallaxError as error:
+                export.trouble = error
                 logger.error("export %s: %s", export.name, error)
 
     def _settled(self, export: Export, error: ParallaxError | None) -> None:
         """Go on after a commit that `settle` asked for."""
         export.committing = False
+        export.trouble = error
         if not export.connections and not isinstance(error, NoSpace):
             self.settle(export)
 
@@ -353,6 +362,7 @@ class Exports:
         if not self.is_open(export):
             return
         del self.open[export.key]
+        export.trouble = Fenced(why)
         for connection in list(export.connections):
             connection.disconnect(why)
         if export.vdi is not None:
@@ -403,6 +413,10 @@ class Exports:
 def _no_reason(_writing: bool) -> str:
     """Refuse nothing."""
     return ""
+
+
+def _everybody(_record: VdiRecord, _snapshot: Snapshot | None) -> None:
+    """Refuse nobody."""
 
 
 def _nothing() -> None:

@@ -12,19 +12,18 @@ import time
 from functools import partial
 from typing import Any, Final
 
+from core.answering import Work
 from core.errors import BadRequest, InUse, NotFound, ParallaxError
 from core.locks import Grant
 from core.registry import Registry
 from core.tap.calls import Answered
 from core.tap.exports import Export, Exports
+from core.tap.farewell import LAST_REPLIES, see_off
 from core.tap.opening import Openings, Outcome
 from core.tap.timers import Timers
 
 logger = logging.getLogger(__name__)
 
-_LAST_REPLIES: Final = 3.0
-"""Seconds that clients have to take the replies to what they asked before."""
-_LOOK_EVERY: Final = 0.01
 _AWAY: Final = 5.0
 """Seconds for which a VDI that was given up is not opened here again."""
 _MOST_SECONDS: Final = 600.0
@@ -51,7 +50,7 @@ class HandOver:
 
     # -- giving up ---------------------------------------------------------------------
 
-    def give_up(self, name: str, _argument: dict[str, Any], done: Answered) -> None:
+    def give_up(self, name: str, _argument: dict[str, Any], done: Answered) -> Work:
         """Stop serving the VDI of the lock `name`, commit it and give the lock back.
 
         First no request is begun any more; then those that were are answered, then the
@@ -74,24 +73,18 @@ class HandOver:
             export.name,
             extra={"event": "giving_up", "export": export.name},
         )
-        self._exports.keep_away(export.id, _LAST_REPLIES + _AWAY)
-        for connection in list(export.connections):
-            connection.finish()
-        self._empty(export, time.monotonic() + _LAST_REPLIES, done)
+        self._exports.keep_away(export.id, LAST_REPLIES + _AWAY)
+        # The last client's leaving is not its end.
+        export.held_until = time.monotonic() + LAST_REPLIES + _AWAY
+        emptied = partial(self._emptied, export, done)
+        see_off(self._timers, export.connections, "the VDI goes to another host", emptied)
+        return Work((), dict)
 
-    def _empty(self, export: Export, until: float, done: Answered) -> None:
-        """Disconnect the clients when all that they asked is answered."""
+    def _emptied(self, export: Export, done: Answered) -> None:
+        """Give an export up whose clients are gone."""
         if not self._exports.is_open(export):
             done(InUse(f"VDI {export.name!r} was lost meanwhile"))
             return
-        now = time.monotonic()
-        busy = any(not connection.idle for connection in export.connections)
-        if busy and now < until:
-            self._timers.at(now + _LOOK_EVERY, partial(self._empty, export, until, done))
-            return
-        export.held_until = now + _AWAY  # so that the last client's leaving is not its end
-        for connection in list(export.connections):
-            connection.disconnect("the VDI goes to another host")
         self._exports.give_up(export, partial(self._given, export, done))
 
     def _given(self, export: Export, done: Answered, error: ParallaxError | None) -> None:
@@ -105,7 +98,7 @@ class HandOver:
 
     # -- taking ------------------------------------------------------------------------
 
-    def take(self, _name: str, argument: dict[str, Any], done: Answered) -> None:
+    def take(self, _name: str, argument: dict[str, Any], done: Answered) -> Work:
         """Queue for a VDI; when it comes, keep it open for a client.
 
         It is answered as soon as it is queued for: the holder gives it up after that.
@@ -138,6 +131,7 @@ class HandOver:
             extra={"event": "taking", "export": record.name, "wait": seconds},
         )
         done(None)
+        return Work((), dict)
 
     def _arrived(self, name: str, vdi: int, seconds: float, outcome: Outcome) -> None:
         """Open the VDI that came, for a client that is to come."""

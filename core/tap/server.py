@@ -38,6 +38,7 @@ from core.tap.client import Client
 from core.tap.collecting import Chore, Collecting
 from core.tap.commits import Commits
 from core.tap.counts import Totals
+from core.tap.disconnecting import Disconnecting
 from core.tap.exports import Exports
 from core.tap.gate import Gate
 from core.tap.handover import HandOver
@@ -143,7 +144,7 @@ class Tap:
         self._schedules = Schedules(exports, commits, self._timers, totals)
         self._desk = Desk(locks, session.answers, commits, totals, self._loop.wake)
         handover = HandOver(session.registry, exports, self._openings, self._timers)
-        self._connect_parts(exports, handover)
+        self._connect_parts(exports, handover, Disconnecting(exports, self._timers))
         self._shared = Shared(
             session,
             exports,
@@ -157,11 +158,19 @@ class Tap:
         )
         self._pages = _pages(self._loop, self._shared) if metrics else None
 
-    def _connect_parts(self, exports: Exports, handover: HandOver) -> None:
+    def _connect_parts(
+        self, exports: Exports, handover: HandOver, disconnecting: Disconnecting
+    ) -> None:
         """Tell the parts what they have to do with each other."""
         exports.refuse = self._gate.refusal
+        exports.admit = disconnecting.admit
         exports.changed = self._exports_changed
-        self._desk.specials |= {"give_up": handover.give_up, "take": handover.take}
+        self._desk.specials |= {
+            "give_up": handover.give_up,
+            "take": handover.take,
+            "clients": disconnecting.clients,
+            "disconnect": disconnecting.disconnect,
+        }
         self._desk.after = lambda method: self._schedules.look() if method == "schedule" else None
 
     def _exports_changed(self) -> None:

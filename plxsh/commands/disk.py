@@ -16,6 +16,7 @@ from urllib.parse import quote
 from xml.sax.saxutils import escape
 
 import click
+from click.shell_completion import CompletionItem
 
 from core.errors import BadRequest
 from core.registry import Registry
@@ -28,6 +29,12 @@ _VDEV: Final = re.compile(r"(xvd|sd|hd)([a-z]{1,5})([1-9][0-9]{0,2})?")
 _VDEV_BY_NUMBER: Final = re.compile(r"d(0|[1-9][0-9]{0,6})p(0|[1-9][0-9]{0,2})")
 _MOST: Final = {"xvd": (1 << 20, 255), "d": (1 << 20, 255), "hd": (4, 63), "sd": (16, 15)}
 """How many disks and partitions Xen's interface has room for, by the kind of name."""
+_TARGET: Final = re.compile(r"(vd|sd|hd)[a-z]{1,3}")
+_BUSES: Final = ("virtio", "scsi", "sata", "ide", "usb")
+_USUAL_BUS: Final = {"vd": "virtio", "sd": "scsi", "hd": "ide"}
+"""What libvirt itself takes for names of that kind."""
+_IN_QUOTES: Final = {"'": "&apos;", "\n": "&#10;", "\t": "&#9;", "\r": "&#13;"}
+"""What XML would read as something else in the value of an attribute."""
 _DOMAIN: Final = re.compile(r"[A-Za-z0-9_.+-]+")
 _SHELL_SAFE: Final = re.compile(r"[A-Za-z0-9_./:@%+=,?-]+")
 _LEGACY: Final = re.compile(
@@ -150,16 +157,68 @@ def _word(text: str) -> str:
     return text if _SHELL_SAFE.fullmatch(text) else shlex.quote(text)
 
 
-def libvirt_disk(export: str, socket: str, writable: bool) -> str:
-    """Return libvirt's XML, for its QEMU driver."""
-    read_only = "" if writable else "<readonly/>"
-    path, name = (escape(text, {"'": "&apos;"}) for text in (socket, export))
-    return (
-        "<disk type='network' device='disk'><driver name='qemu' type='raw'/>"
-        f"<source protocol='nbd' name='{name}'>"
-        f"<host transport='unix' socket='{path}'/></source>"
-        f"<target dev='vda' bus='virtio'/>{read_only}</disk>"
-    )
+@dataclass(frozen=True, slots=True)
+class LibvirtDisk:
+    """What a disk element of libvirt says; `export` is a VDI's id or a snapshot of it.
+
+    Raises:
+        BadRequest: what libvirt would refuse when the domain is defined or started.
+    """
+
+    export: str
+    writable: bool
+    target: str = "vda"
+    bus: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the target, and that the bus can have this disk."""
+        if not _TARGET.fullmatch(self.target):
+            raise BadRequest(
+                f"{self.target!r} is no name of a disk in libvirt",
+                "take one such as vda, sda or hda",
+            )
+        bus = self.actual_bus()
+        if bus == "ide" and self.target[2:] not in "abcd":
+            raise BadRequest(f"IDE has no disk {self.target}", "take hda to hdd, or --bus sata")
+        if bus in ("ide", "sata") and not self.writable:
+            raise BadRequest(
+                f"libvirt has no read-only disks on the bus {bus}",
+                "take another --bus, such as virtio or scsi",
+            )
+
+    def actual_bus(self) -> str:
+        """Return the bus that was given, else the usual one of the target."""
+        return self.bus or _USUAL_BUS[self.target[:2]]
+
+    def element(self, socket: str) -> str:
+        """Return the XML, for libvirt's QEMU driver."""
+        read_only = "" if self.writable else "<readonly/>"
+        path, name = (escape(text, _IN_QUOTES) for text in (socket, self.export))
+        return (
+            "<disk type='network' device='disk'><driver name='qemu' type='raw'/>"
+            f"<source protocol='nbd' name='{name}'>"
+            f"<host transport='unix' socket='{path}'/></source>"
+            f"<target dev='{self.target}' bus='{self.actual_bus()}'/>{read_only}</disk>"
+        )
+
+
+class TargetType(click.ParamType[str]):
+    """A disk as libvirt names it: `vda`, `sda`."""
+
+    name = "DEV"
+
+    def shell_complete(
+        self,
+        ctx: click.Context,  # noqa: ARG002
+        param: click.Parameter,  # noqa: ARG002
+        incomplete: str,  # noqa: ARG002
+    ) -> list[CompletionItem]:
+        """Return the first disks of each bus."""
+        return [
+            CompletionItem(kind + letter, help=bus)
+            for kind, bus in _USUAL_BUS.items()
+            for letter in "abcd"
+        ]
 
 
 @click.group(cls=Group)
@@ -254,16 +313,43 @@ def qemu(settings: Settings, vdi: str, blockdev: bool, by: str, socket: str | No
     _show(settings, "qemu", export, path, line)
 
 
-@disk.command(examples=["plxsh disk libvirt base", "plxsh disk libvirt base@clean"])
-@click.argument("vdi", type=VDI_OR_SNAPSHOT)
+@disk.command(
+    examples=[
+        "plxsh disk libvirt base",
+        "plxsh disk libvirt base --target sda --bus sata",
+        "plxsh disk libvirt base@clean --target vdb",
+    ]
+)
+@click.argument("vdi", metavar="VDI", type=VDI_OR_SNAPSHOT)
+@click.argument("access", metavar="[r|w]", type=click.Choice(["r", "w"]), required=False)
+@click.option(
+    "--target", type=TargetType(), default="vda", help="Name of the disk.  [default: vda]"
+)
+@click.option(
+    "--bus",
+    type=click.Choice(_BUSES),
+    help="What the disk hangs on.  [default: virtio for vda, scsi for sda, ide for hda]",
+)
 @_by
 @_socket
 @pass_settings
-def libvirt(settings: Settings, vdi: str, by: str, socket: str | None) -> None:
-    """Print the disk element for libvirt (its QEMU driver)."""
-    export, writable = _export(settings, vdi, by)
+def libvirt(
+    settings: Settings,
+    vdi: str,
+    access: str | None,
+    target: str,
+    bus: str | None,
+    by: str,
+    socket: str | None,
+) -> None:
+    """Print the disk element for libvirt (its QEMU driver).
+
+    Without r or w a VDI is writable, a snapshot is not.
+    """
+    export, writable = _export(settings, vdi, by, access)
     path = _socket_path(socket)
-    _show(settings, "libvirt", export, path, libvirt_disk(export, path, writable))
+    element = LibvirtDisk(export, writable, target, bus or "").element(path)
+    _show(settings, "libvirt", export, path, element)
 
 
 def _socket_path(socket: str | None) -> str:

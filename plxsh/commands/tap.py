@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from plxsh import render
+from plxsh.commands.disconnect import disconnect
 from plxsh.context import Settings, configured, default_socket, hosted_socket, pass_settings
 from plxsh.groups import Group
 from plxsh.locking import join
@@ -109,6 +110,7 @@ def serve_store(
     gc_every: str | None = None,
 ) -> None:
     """Serve the store in the foreground; arguments as the command."""
+    from core.device import make_folder_of
     from core.tap.server import serve
     from plxsh.log import level_for, log_form, logging_to_stderr
 
@@ -118,7 +120,7 @@ def serve_store(
     if unix is None and "LISTEN_FDS" not in os.environ:  # unless systemd listens for us
         unix = default_socket()
         if not settings.dry_run:
-            os.makedirs(os.path.dirname(unix), 0o755, exist_ok=True)
+            make_folder_of(unix)
     places = [unix] if unix else []
     places += [f"{tcp[0]} port {tcp[1]}"] if tcp else []
     where = f"{settings.store} on {', '.join(places) or 'the sockets of systemd'}"
@@ -208,7 +210,7 @@ def list_(settings: Settings, unix: str | None) -> None:
 
     told = query_status(unix or default_socket())
     shown = [
-        _described(export, connection, told["now"])
+        {"store": told["store"], **_described(export, connection, told["now"])}
         for export in told["exports"]
         for connection in export["connections"]
     ]
@@ -244,3 +246,6 @@ def schedule_text(every_ns: int, keep: int) -> str:
     from core.schedule import interval_text
 
     return f"every {interval_text(every_ns)}, keep {keep}"
+
+
+tap.add_command(disconnect)

@@ -144,6 +144,19 @@ def test_locks_and_hosts_as_they_were_seen_last(settings: Settings) -> None:
     assert "one" not in words(settings, "lock handover web")
 
 
+def test_what_is_open_comes_first_where_it_is_to_be_closed(settings: Settings) -> None:
+    found = [word for word in words(settings, "vdi show") if "@" not in word]
+    settings.shell = Interpreter(cli, settings)
+    settings.names.opened = frozenset({1})
+    assert words(settings, "tap disconnect")[:2] == ["web", "base"]
+    assert sorted(words(settings, "vdi show")) == sorted(found)
+    assert words(settings, "tap disconnect", "base@") == ["base@patched", "base@clean"]
+    settings.names.opened = frozenset()
+    assert words(settings, "tap disconnect")[:2] == ["base", "web"]
+    settings.shell = None  # for bash and its like: nothing is served now
+    assert words(settings, "tap disconnect")[:2] == ["base", "web"]
+
+
 # -- names -----------------------------------------------------------------------------
 
 

@@ -12,8 +12,8 @@ from shell.conftest import Plx
 
 from core.errors import BadRequest
 from plxsh.commands.disk import (
+    LibvirtDisk,
     XenDisk,
-    libvirt_disk,
     nbd_uri,
     parse_legacy,
     qemu_blockdev,
@@ -21,7 +21,7 @@ from plxsh.commands.disk import (
 )
 
 SOCKET = "/run/parallax/nbd.sock"
-ODD = '/run/my disks/it\'s, <odd> & "long"?.sock'
+ODD = '/run/my\tdisks/it\'s, <odd> & "long"?.sock'
 
 
 def test_xen(plx: Plx) -> None:
@@ -85,6 +85,42 @@ def test_libvirt(plx: Plx) -> None:
     )
 
 
+def test_libvirt_target_and_bus(plx: Plx) -> None:
+    def target(*words: str) -> str:
+        disk = ElementTree.fromstring(plx("disk", "libvirt", *words).out)
+        found = disk.find("target")
+        assert found is not None
+        access = "r" if disk.find("readonly") is not None else "w"
+        return f"{found.get('dev')} {found.get('bus')} {access}"
+
+    assert target("web", "--target", "vdb") == "vdb virtio w"
+    assert target("web", "--target", "sda") == "sda scsi w"
+    assert target("web", "--target", "hdd", "w") == "hdd ide w"
+    assert target("web", "--target", "hde", "--bus", "sata") == "hde sata w"
+    assert target("web", "r", "--bus", "usb") == "vda usb r"
+    assert target("base@clean", "--target", "sdaa") == "sdaa scsi r"
+    assert "is a snapshot and never written" in plx.fails(2, "disk", "libvirt", "base@clean", "w")
+
+
+@pytest.mark.parametrize("name", ["xvda", "vd", "vda1", "VDA", "vda'", "", "fda", "vdaaaa"])
+def test_targets_that_libvirt_does_not_have(plx: Plx, name: str) -> None:
+    said = plx.fails(2, "disk", "libvirt", "web", "--target", name)
+    assert f"{name!r} is no name of a disk in libvirt" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("web --target hde", "IDE has no disk hde"),
+        ("web r --target hda", "no read-only disks on the bus ide"),
+        ("base@clean --bus sata", "no read-only disks on the bus sata"),
+        ("web --bus xen", "'xen' is not one of"),
+    ],
+)
+def test_buses_that_cannot_have_a_disk(plx: Plx, words: str, said: str) -> None:
+    assert said in plx.fails(2, "disk", "libvirt", *words.split())
+
+
 def test_odd_socket_names_survive() -> None:
     uri = nbd_uri("1", ODD)
     assert uri.isascii()
@@ -93,7 +129,7 @@ def test_odd_socket_names_survive() -> None:
     assert shlex.split(qemu_drive("1", ODD, True))[1].startswith(f"file={uri},format=raw")
     option = shlex.split(qemu_blockdev("1", ODD, True))[1]
     assert f"server.path={ODD.replace(',', ',,')},export=1" in option
-    host = ElementTree.fromstring(libvirt_disk("1", ODD, True)).find("source/host")
+    host = ElementTree.fromstring(LibvirtDisk("1", True).element(ODD)).find("source/host")
     assert host is not None
     assert host.get("socket") == ODD
 

@@ -43,6 +43,7 @@ CHANGES = [
     ("store gc", "would free 0 B\n"),
     ("store unshare", "would unshare "),
     ("tap serve --unix nbd.sock", "would serve "),
+    ("tap disconnect web", "would disconnect no client of VDI 1 'web'"),
 ]
 
 

@@ -43,6 +43,7 @@ COMMANDS = {
     "snap diff": ["base@clean", "base"],
     "tree": [],
     "tap list": ["--unix", "none.sock"],
+    "tap disconnect": ["web"],
     "lock list": [],
     "lock break": ["vdi/1"],
     "lock handover": ["web", "host2"],

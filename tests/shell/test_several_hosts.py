@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from shell.conftest import Plx
 from shell.tap import PROGRAM, environment, serving
-from support.tap import RawClient, free_port
+from support.tap import NbdError, RawClient, free_port
 
 from core.errors import IoFailed
 from plxsh import classic
@@ -135,6 +136,47 @@ def test_a_vdi_is_handed_over(plx: Plx, hosts: tuple[Host, Host]) -> None:
     with RawClient(two.socket).go("web") as client:
         assert client.read(0, 4096) == b"h" * 4096
         assert client.write(0, b"i" * 4096) == 0
+
+
+def test_clients_on_all_hosts_are_disconnected(plx: Plx, hosts: tuple[Host, Host]) -> None:
+    one, two = hosts
+    with (
+        RawClient(one.socket).go("base@clean") as here,
+        RawClient(two.socket).go("base@clean") as there,
+        RawClient(two.socket).go("web") as writer,
+    ):
+        assert writer.write(0, b"d" * 4096) == 0
+        assert one("-n", "tap", "disconnect", "web").startswith("would disconnect 1 client ")
+        told = plx("-y", "-o", "json", "tap", "disconnect", "base@clean").json["disconnected"]
+        assert len({client["process"] for client in told}) == 2
+        assert here.hung_up()
+        assert there.hung_up()
+        assert one("-y", "tap", "disconnect", "web", "--refuse", "600") == "1\n"
+        assert writer.hung_up()
+        for host in hosts:
+            with RawClient(host.socket) as late, pytest.raises(NbdError, match="an operator has"):
+                late.go("web")
+        assert two("tap", "disconnect", "web", "--refuse", "0") == "0\n"
+        with RawClient(one.socket).go("web") as again:
+            assert again.read(0, 4096) == b"d" * 4096
+
+
+def test_a_tap_that_does_not_answer_is_named(
+    plx: Plx, hosts: tuple[Host, Host], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = hosts
+    monkeypatch.setattr("plxsh.commands.disconnect._ANSWER", 0.5)
+    with RawClient(one.socket).go("base@clean"), RawClient(two.socket).go("web") as writer:
+        rows = plx("-o", "json", "lock", "list").json["locks"]
+        (pid,) = (row["process"] for row in rows if row["lock"] == sessions(plx)[0])
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            line = plx.fails(5, "-y", "tap", "disconnect", "base@clean")
+            assert f"process {pid} (plxsh tap serve): the holder did not answer" in line
+            assert plx("-y", "tap", "disconnect", "web").out == "1\n"  # which is not open there
+            assert writer.hung_up()
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
 
 def test_who_may_not_or_cannot_is_told_in_one_line(
