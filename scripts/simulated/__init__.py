@@ -1,0 +1,1 @@
+"""Simulated hosts: several machines for Ansible on one, made of namespaces."""
