@@ -179,7 +179,7 @@ def test_nothing_in_a_text_is_taken_for_a_macro() -> None:
 
 @pytest.mark.slow
 def test_man_finds_the_pages_of_the_wheel(tmp_path: Path) -> None:
-    for name in ("core", "plxsh", "docs/man"):
+    for name in ("core", "plxsh", "docs/man", "deploy"):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, tmp_path / "src" / name, ignore=ignore)
     for name in ("pyproject.toml", "LICENSE"):
