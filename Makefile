@@ -11,12 +11,12 @@ ifneq ($(PYTHON),$(shell cat $(STAMP) 2>/dev/null))
 endif
 endif
 
-.PHONY: help setup demo test check bench man clean
+.PHONY: help setup demo fleet-demo test check matrix bench man clean
 .NOTPARALLEL:
 
 help: ## list these targets
 	@echo "usage: make TARGET [PYTHON=python3.x]"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile
 
 setup: $(STAMP) ## build .venv with the project and its tools (quick when it is current)
 	@:
@@ -28,6 +28,13 @@ demo: ## a guided tour on a throw-away blockstore
 	@sh scripts/setup.sh demo
 	@$(MAKE) --no-print-directory setup
 	@$(BIN)/python scripts/demo.py
+
+fleet-demo: ## ten machines on three simulated hosts, by playbooks (as root)
+	@sh scripts/setup.sh fleet
+	@$(MAKE) --no-print-directory setup
+	@sh scripts/setup.sh wheels
+	@sh scripts/setup.sh sshd
+	@$(BIN)/python scripts/fleet_demo.py
 
 define lint
 $(BIN)/ruff check .
@@ -42,9 +49,15 @@ check: setup ## lint, types and the quick tests
 test: ## lint, types and every test (PARALLAX_LONG=1 adds the long ones)
 	@sh scripts/setup.sh test
 	@$(MAKE) --no-print-directory setup
+	@sh scripts/setup.sh wheels
+	@sh scripts/setup.sh sshd
 	@sh scripts/setup.sh sanity
 	$(lint)
 	HYPOTHESIS_PROFILE=ci $(PYTEST)
+
+matrix: setup ## the tests of the Ansible collection, with other versions of Ansible and Python
+	@sh scripts/setup.sh test
+	@sh scripts/matrix.sh
 
 bench: ## this project beside its peers, one run, one table
 	@sh scripts/setup.sh test

@@ -1,9 +1,12 @@
 #!/bin/sh
 # Make this machine ready for one target of the Makefile.
 #
-#   scripts/setup.sh check|demo|test   install the Debian packages that are missing
-#   scripts/setup.sh venv              the same for `check`, then build .venv
-#   scripts/setup.sh sanity            what ansible-test needs in .venv, once (two minutes)
+#   scripts/setup.sh check|demo|fleet|test   install the Debian packages that are missing
+#   scripts/setup.sh venv      the same for `check`, then build .venv
+#   scripts/setup.sh wheels    .venv/wheels: what Parallax needs, to install it without a network
+#   scripts/setup.sh sshd      .venv/sshd: an SSH server for simulated hosts
+#   scripts/setup.sh sanity    what ansible-test needs in .venv, once (two minutes); or in
+#                              the environment that is named (scripts/matrix.sh)
 #
 # apt is called only when something is missing, and only by root or with a sudo that asks
 # for no password; otherwise one line says what to install. PYTHON names the interpreter;
@@ -25,6 +28,10 @@ has() {
         iproute2) command -v ip ;;
         systemd) command -v systemd-analyze ;;
         man-db) command -v man && command -v groff ;;
+        hostname) command -v hostname ;;
+        libvirt-clients) command -v virsh ;;
+        openssh-client) command -v ssh && command -v ssh-keygen ;;
+        util-linux) command -v unshare && command -v nsenter ;;
         libnbd-bin) command -v nbdcopy && command -v nbdinfo ;;
         python3-libnbd) /usr/bin/python3 -c 'import nbd' ;;
         qemu-system-x86) command -v qemu-system-x86_64 ;;
@@ -107,16 +114,57 @@ build_venv() {
     echo "${PYTHON:-}" >.venv/.stamp
 }
 
+# fetch_wheels: the dependencies for the interpreter of .venv; again when they have changed.
+fetch_wheels() {
+    wanted=$(.venv/bin/python -m pip freeze --exclude-editable --disable-pip-version-check |
+        cat - pyproject.toml | cksum)
+    [ "$wanted" != "$(cat .venv/wheels/.stamp 2>/dev/null)" ] || return 0
+    echo "setup: fetching the wheels of what Parallax needs"
+    rm -rf .venv/wheels.new
+    mkdir .venv/wheels.new
+    .venv/bin/python - >.venv/wheels.new/.names <<'END'
+import tomllib
+with open("pyproject.toml", "rb") as file:
+    print("\n".join(tomllib.load(file)["project"]["dependencies"]))
+END
+    # The versions that .venv has, which the tests have seen.
+    .venv/bin/python -m pip freeze --exclude-editable --disable-pip-version-check \
+        >.venv/wheels.new/.versions
+    .venv/bin/python -m pip wheel --quiet --disable-pip-version-check --prefer-binary \
+        --constraint .venv/wheels.new/.versions --requirement .venv/wheels.new/.names \
+        --wheel-dir .venv/wheels.new
+    echo "$wanted" >.venv/wheels.new/.stamp
+    rm -rf .venv/wheels
+    mv .venv/wheels.new .venv/wheels
+}
+
+# unpack_sshd: an SSH server that is not installed, so that no service starts. Needs no root.
+unpack_sshd() {
+    if command -v sshd >/dev/null || [ -x .venv/sshd/usr/sbin/sshd ]; then
+        return 0
+    fi
+    echo "setup: unpacking an SSH server for simulated hosts into .venv/sshd"
+    place=$(mktemp -d)
+    apt-get -qq update </dev/null >/dev/null 2>&1 || true # not for everyone, and seldom needed
+    (cd "$place" && apt-get -qq -o APT::Sandbox::User=root download \
+        openssh-server openssh-sftp-server libwrap0) </dev/null ||
+        fail "could not fetch the Debian packages openssh-server openssh-sftp-server libwrap0"
+    mkdir -p .venv/sshd
+    for package in "$place"/*.deb; do dpkg-deb -x "$package" .venv/sshd; done
+    rm -r "$place"
+}
+
 # build_sanity: ansible-test keeps an environment for each of its checks, with versions of its own.
 # It would fetch pip from a site of its own; the script in that place takes the one Python has.
 build_sanity() {
-    home=$PWD/.venv/ansible-test
-    core=$(.venv/bin/python -c 'import ansible.release; print(ansible.release.__version__)')
+    venv=$PWD/$1
+    home=$venv/ansible-test
+    core=$("$venv/bin/python" -c 'import ansible.release; print(ansible.release.__version__)')
     [ "$core" != "$(cat "$home/.stamp" 2>/dev/null)" ] || return 0
     echo "setup: building the environments of ansible-test $core"
     rm -rf "$home"
-    version=$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-    pip=$(.venv/bin/python - "$version" <<'END'
+    version=$("$venv/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    pip=$("$venv/bin/python" - "$version" <<'END'
 import sys
 import types
 from ansible_test._internal.python_requirements import get_venv_packages
@@ -130,7 +178,7 @@ END
     echo 'import ensurepip; ensurepip.bootstrap()' >"$home/.ansible/test/cache/get_pip_$pip.py"
     cp -r ansible_collection "$place/ansible_collections/parallax/storage"
     (
-        PATH=$PWD/.venv/bin:$PATH
+        PATH=$venv/bin:$PATH
         cd "$place/ansible_collections/parallax/storage"
         HOME=$home LC_ALL=C.UTF-8 \
             ansible-test sanity --prime-venvs --color no --python "$version" >"$home/log" 2>&1
@@ -142,15 +190,19 @@ END
 case ${1:-} in
     check) packages ;;
     demo) packages e2fsprogs graphviz qemu-utils ;;
+    fleet) packages hostname iproute2 openssh-client qemu-utils util-linux ;;
     test)
         # nbd-client and shellcheck: for the block script of Xen
-        packages make curl e2fsprogs fio fish graphviz iproute2 less libnbd-bin man-db nbd-client \
-            nbdkit python3-libnbd shellcheck systemd qemu-system-x86 qemu-utils strace zsh
+        packages make curl e2fsprogs fio fish graphviz hostname iproute2 less libnbd-bin \
+            libvirt-clients man-db nbd-client nbdkit openssh-client python3-libnbd shellcheck \
+            systemd qemu-system-x86 qemu-utils strace util-linux zsh
         ;;
     venv)
         packages
         build_venv
         ;;
-    sanity) build_sanity ;;
-    *) fail "usage: scripts/setup.sh check|demo|test|venv|sanity" ;;
+    wheels) fetch_wheels ;;
+    sshd) unpack_sshd ;;
+    sanity) build_sanity "${2:-.venv}" ;;
+    *) fail "usage: scripts/setup.sh check|demo|fleet|test|venv|wheels|sshd|sanity" ;;
 esac
