@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import json
 import os
 import shutil
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -39,11 +42,13 @@ def collection(collections: Path) -> Path:
 @pytest.fixture
 def environment(collections: Path, tmp_path: Path) -> dict[str, str]:
     """Variables under which Ansible finds that copy and nothing of the user's."""
-    kept = {name: value for name, value in os.environ.items() if name != "PARALLAX_STORE"}
+    users = [name for name in os.environ if name.startswith(("PARALLAX_", "ANSIBLE_"))]
+    kept = {name: os.environ[name] for name in os.environ if name not in users}
     return {
         **kept,
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "HOME": str(tmp_path),
+        "PARALLAX_RUN_DIR": os.environ["PARALLAX_RUN_DIR"],
         "LC_ALL": "C.UTF-8",
         "PYTHONPATH": str(collections),
         "ANSIBLE_COLLECTIONS_PATH": str(collections),
@@ -83,10 +88,12 @@ class Host:
         self.store = folder / "blockstore.dat"
         self.image = folder / "debian.img"
         self.image.write_bytes(b"root file system" * 40_000 + b"\n" * 300)
+        self.always: dict[str, object] = {}  # options that every module is given
 
     def command(self, name: str, /, **params: object) -> tuple[list[str], dict[str, str]]:
         """The command line that runs one module, as Ansible runs it, and its variables."""
-        given: dict[str, object] = {"store": str(self.store), "plxsh": str(PLXSH), **params}
+        given: dict[str, object] = {"store": str(self.store), "plxsh": str(PLXSH)}
+        given |= {**self.always, **params}
         arguments = self.folder / f"{name}.json"
         temporary = {"_ansible_remote_tmp": str(self.folder), "_ansible_keep_remote_files": False}
         arguments.write_text(json.dumps({"ANSIBLE_MODULE_ARGS": {**temporary, **given}}))
@@ -116,6 +123,7 @@ class Host:
         for told in (predicted, done, again, last):
             assert not told.get("failed"), told
         foretold(predicted, done)
+        documented(module, done)
         assert not again["changed"], again
         assert not last["changed"], last
         return done
@@ -127,7 +135,7 @@ class Host:
         told = self(module, **params)
         assert told.get("failed"), told
         assert predicted.get("failed"), predicted
-        assert predicted["msg"] == told["msg"]
+        assert predicted["msg"] == told["msg"], (predicted, told)
         assert self.contents() == before
         return told
 
@@ -160,14 +168,14 @@ class Host:
         return Ran(ran.returncode, ran.stdout + ran.stderr, told)
 
 
-UNKNOWN = ("id", "uuid", "time")
+UNKNOWN = ("id", "uuid", "time", "block", "offset")
 """What no check mode can know before it is made."""
 
 
 def foretold(predicted: Told, done: Told) -> None:
     """Check mode told the truth: the same keys, the same values but for what is made anew."""
     ignored = {"invocation", "backup_file"}
-    assert predicted.keys() - ignored == done.keys() - ignored
+    assert predicted.keys() - ignored == done.keys() - ignored, (predicted, done)
     for key in predicted.keys() - ignored:
         _same(key, predicted[key], done[key])
 
@@ -181,6 +189,37 @@ def _same(key: str, predicted: Any, done: Any) -> None:
         assert done is not None
     else:
         assert predicted == done, key
+
+
+@functools.cache
+def returned(module: str) -> Told:
+    """What a module says that it returns."""
+    text = (ROOT / f"ansible_collection/plugins/modules/{module}.py").read_text()
+    for statement in ast.parse(text).body:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "RETURN":
+            described: Told = yaml.safe_load(ast.literal_eval(statement.value))
+            return described
+    raise AssertionError(f"{module} has no RETURN")
+
+
+TYPES = {"str": str, "int": int, "bool": bool, "list": list, "dict": dict}
+COMMON = {"changed", "diff", "invocation", "warnings", "backup_file"}
+
+
+def documented(module: str, told: Told) -> None:
+    """Every key is one that RETURN describes, with its type."""
+    told = {key: value for key, value in told.items() if key not in COMMON}
+    _documented(module, told, returned(module))
+
+
+def _documented(where: str, told: Told, described: Told) -> None:
+    for key, value in told.items():
+        assert key in described, f"{where} returns {key}, which RETURN does not describe"
+        kind = described[key]
+        assert value is None or type(value) is TYPES[kind["type"]], (where, key, value)
+        for inner in value if isinstance(value, list) else [value]:
+            if isinstance(inner, dict) and "contains" in kind:
+                _documented(f"{where}.{key}", inner, kind["contains"])
 
 
 @pytest.fixture(scope="session")

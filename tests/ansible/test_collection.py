@@ -32,12 +32,20 @@ def run(words: list[Any], folder: Path, variables: dict[str, str]) -> str:
 def test_sanity(collection: Path, environment: dict[str, str]) -> None:
     """All checks of ansible-test, without a file that ignores some."""
     assert not list(collection.glob("tests/sanity/*"))
-    home = ROOT / ".venv/ansible-test"
+    ansible_test(collection, environment, "sanity")
+
+
+def test_units(collection: Path, environment: dict[str, str]) -> None:
+    ansible_test(collection, environment, "units", "--num-workers", "1")
+
+
+def ansible_test(collection: Path, environment: dict[str, str], *words: str) -> None:
+    home = BIN.parent / "ansible-test"
     assert (home / ".stamp").exists(), "run scripts/setup.sh sanity"
     kept = {"HOME": str(home), "PATH": environment["PATH"], "LC_ALL": "C.UTF-8"}
     # No index: what was not installed beforehand is not fetched now.
-    words = [BIN / "ansible-test", "sanity", "--color", "no", "--python", VERSION]
-    run(words, collection, {**kept, "PIP_NO_INDEX": "1"})
+    line = [BIN / "ansible-test", *words, "--color", "no", "--python", VERSION]
+    run(line, collection, {**kept, "PIP_NO_INDEX": "1"})
 
 
 def test_documentation(collection: Path, environment: dict[str, str]) -> None:
@@ -80,8 +88,14 @@ def returned(keys: dict[str, Any]) -> bool:
 
 
 def test_examples_pass_the_production_profile(environment: dict[str, str], tmp_path: Path) -> None:
-    tasks = [task for name in MODULES for task in yaml.safe_load(assigned(name)["EXAMPLES"])]
-    plays = [{"name": "Examples", "hosts": "all", "tasks": tasks}]
+    plays = [
+        {
+            "name": f"Examples of {name}",
+            "hosts": "all",
+            "tasks": yaml.safe_load(assigned(name)["EXAMPLES"]),
+        }
+        for name in MODULES
+    ]
     readme = (ROOT / "ansible_collection/README.md").read_text()
     plays += yaml.safe_load(readme.split("```yaml\n")[1].split("```")[0])
     play = tmp_path / "play.yml"

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
-from typing import Any
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.module_utils import utility
 
-SOURCE = Path(__file__).resolve().parents[2] / "ansible_collection/plugins/module_utils/xlconfig.py"
 ENTRY = (
     "format=raw,vdev=xvda,access=rw,script=block-plx,target=nbd+unix:///0?socket=/run/p/nbd.sock"
 )
 
 
-def load() -> Any:
-    spec = spec_from_file_location("xlconfig", SOURCE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules["xlconfig"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-xlconfig = load()
+xlconfig = utility("xlconfig")
+xldisk = utility("xldisk")
 
 # -- any file ----------------------------------------------------------------------------
 
@@ -104,7 +90,7 @@ def test_adding_inserts_and_removing_takes_that_away(case: tuple[str, None]) -> 
 def test_changing_touches_that_entry_alone(case: tuple[str, str]) -> None:
     text, mine = case
     changed = xlconfig.edited(text, "xvda", ENTRY)
-    kept = mine if xlconfig.same(mine, ENTRY) else ENTRY
+    kept = mine if xldisk.same(mine, ENTRY) else ENTRY
     assert text.count(mine) == 1 or mine in "".join(STATEMENTS)
     at = xlconfig.Config(text).find("xvda")
     token = at[0].items[at[1]]
@@ -195,6 +181,17 @@ def test_where_a_disk_is_put(before: str, after: str) -> None:
         ("disk = [ 'a\\n,,xvdb' ]\n", 1),
         ("if True:\n    disk = []\n", 1),
         ("a = 'no end\n", 1),
+        ("a = 1\nDisk = []\n", 2),
+        ("_a = 1\n", 1),
+        ("a = 0xFF\n", 1),
+        ("a = 1\n#\0\n", 2),
+        ("disk = [ 'phy:/a,xvda ,w' ]\n", 1),
+        ("disk = [ 'vdev=xvdb,vdev=xvdc' ]\n", 1),
+        ("a=1\ndisk = [\n'a,,hdc:tape' ]\n", 3),
+        ("disk = [ 'a,,xvdb,x' ]\n", 1),
+        ("disk = [ 'a,bin,xvdb' ]\n", 1),
+        ("disk = [ 'foo=b,xvdb' ]\n", 1),
+        ("disk = [ 'phy:/a,xvda,w',\n 'phy:/b,d0p0,w' ]\n", 2),
     ],
 )
 def test_what_cannot_be_edited_safely_is_refused_with_its_line(text: str, line: int) -> None:
@@ -221,5 +218,46 @@ def test_the_same_disk_in_another_order_stays_as_it_is() -> None:
     ],
 )
 def test_what_an_entry_says(entry: str, told: dict[str, str]) -> None:
-    described = xlconfig.described(entry)
+    described = xldisk.described(entry)
     assert {key: described[key] for key in told} == told
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("d0p0", "xvda"), ("d0p1", "xvda1"), ("d25p0", "xvdz"), ("d26p15", "xvdaa15")],
+)
+def test_a_device_has_two_names(name: str, other: str) -> None:
+    entry = ENTRY.replace("xvda", other)
+    text = f"disk = [ 'phy:/dev/a,{name},w' ]\n"
+    assert xlconfig.edited(text, other, entry) == f"disk = [ '{entry}' ]\n"
+    assert xlconfig.edited(text, other, None) == "disk = [ ]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("a = 1\n# b\r\n", None),
+        ("a = 'b\r'\n", None),
+        ("a = 1\r\n", "CRLF"),
+        ("a = [ 1,\r\n2 ]\n", "CRLF"),
+        ("a = 1 # b", "newline"),
+        ("a = 'b # c'", None),
+    ],
+)
+def test_what_xl_stumbles_over_is_told(text: str, why: str | None) -> None:
+    told = xlconfig.Config(text).unreadable
+    assert told is None if why is None else why in told
+
+
+def test_no_edit_leaves_the_rest_of_the_file_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last line of defence: the module reads its own result before it is written."""
+    text = "a = 1\ndisk = [ 'phy:/dev/b,xvdb,w' ]\n"
+    for wrong in (
+        f"a = 2\ndisk = [ 'phy:/dev/b,xvdb,w', '{ENTRY}' ]\n",
+        f"a = 1\ndisk = [ 'phy:/dev/c,xvdb,w', '{ENTRY}' ]\n",
+        f"a = 1 # b\ndisk = [ 'phy:/dev/b,xvdb,w', '{ENTRY}' ]\n",
+        text,
+    ):
+        monkeypatch.setattr(xlconfig.Config, "added", lambda *_, wrong=wrong: wrong)
+        with pytest.raises(xlconfig.Refused, match="would not say what was asked for"):
+            xlconfig.edited(text, "xvda", ENTRY)

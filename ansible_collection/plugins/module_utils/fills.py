@@ -18,6 +18,7 @@ import re
 
 from ansible_collections.parallax.storage.plugins.module_utils.plxsh import (
     PlxshError,
+    delete_snapshot,
     snapshot_id,
     snapshots_of,
 )
@@ -79,7 +80,7 @@ def written_since(plxsh, vdi, marks):
         raise
 
 
-def fill(plxsh, vdi, source, image_format, checksum):
+def fill(plxsh, vdi, source, image_format, checksum, measured):
     """Fill a VDI in such an order that a kill at any moment loses nothing; raises PlxshError.
 
     Args:
@@ -87,13 +88,13 @@ def fill(plxsh, vdi, source, image_format, checksum):
         source: the image.
         image_format: or None to have it recognised.
         checksum: of the image, with its `sha256:`.
+        measured: the `identity` it had before that was computed.
     """
-    before = _identity(source)
     if not marks_of(plxsh, vdi).interrupted:
         plxsh.change("snap", "create", vdi, "--label", _FILLING + checksum)
     options = ["--format", image_format] if image_format else []
     plxsh.change_surely("vdi", "fill", *options, "--", vdi, source)
-    if _identity(source) != before:
+    if identity(source) != measured:
         raise PlxshError(
             "changed", f"{source} was changed while it was read", "run again when it is complete"
         )
@@ -104,7 +105,7 @@ def fill(plxsh, vdi, source, image_format, checksum):
 def forget_begun(plxsh, vdi, marks):
     """Delete the marks of fills that were begun, when a later one is done; raises PlxshError."""
     for snapshot in marks.begun:
-        plxsh.change_surely("snap", "delete", f"{vdi}@{snapshot_id(snapshot)}")
+        delete_snapshot(plxsh, vdi, snapshot)
 
 
 def image_size(source, image_format):
@@ -117,6 +118,7 @@ def image_size(source, image_format):
     return end if image_format in (None, "raw") else None
 
 
-def _identity(path):
+def identity(path):
+    """Return what becomes another when a file is replaced or written to."""
     status = os.stat(path)
     return status.st_ino, status.st_size, status.st_mtime_ns

@@ -9,6 +9,8 @@ memory. So it refuses what the command would refuse, and predicts what the comma
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import time
 
 ARGUMENTS = {
@@ -113,15 +115,50 @@ class Plxsh:
             time.sleep(_PAUSE)
 
     def _once(self, command):
-        status, out, err = self._module.run_command(
-            command, environ_update={"PYTHONIOENCODING": "utf-8"}, handle_exceptions=True
-        )
-        if status == 0:
-            answer = _document(out)
-            if answer is None:
-                raise PlxshError("no_json", f"plxsh answered no JSON: {out!r}", "", command, 0)
-            return answer
+        return answer(command, *self._execute(command))
+
+    def _execute(self, command):
+        """Run a command and return its exit status, output and errors; raises PlxshError."""
+        # Not by run_command: it loses the answer of a command that ends between its look at the
+        # pipes, each second, and its look at the process. What plxsh made could not be told then.
+        try:
+            ran = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+                check=False,
+            )
+        except OSError as error:
+            raise PlxshError(
+                "no_plxsh",
+                f"cannot run {self._program}: {error.strerror}",
+                "install Parallax there, or name the program with the option plxsh",
+                command,
+                error.errno,
+            ) from error
+        out, err = (text.decode("utf-8", "replace") for text in (ran.stdout, ran.stderr))
+        return ran.returncode, out, err
+
+
+def answer(command, status, out, err):
+    """Return what plxsh answered.
+
+    Args:
+        command: its words.
+        status: how it ended.
+        out: what it wrote.
+        err: its errors.
+
+    Raises:
+        PlxshError: it did not do it, or answered something else.
+    """
+    if status != 0:
         raise _error(err, command, status)
+    found = _document(out)
+    if found is None:
+        raise PlxshError("no_json", f"plxsh answered no JSON: {out!r}", "", command, 0)
+    return found
 
 
 def _document(text):
@@ -153,14 +190,26 @@ def lookup(plxsh, vdi):
     try:
         return plxsh.ask("vdi", "show", "--", vdi)["vdi"]
     except PlxshError as error:
-        if error.code == "not_found":
-            return None
-        raise
+        if error.code != "not_found":
+            raise
+    plxsh.ask("store", "info")  # raises if it is the store that is not there
+    return None
 
 
 def snapshots_of(plxsh, vdi):
     """Return the snapshots of a VDI, newest first; raises PlxshError."""
     return plxsh.ask("snap", "list", "--", vdi)["snapshots"]
+
+
+def delete_snapshot(plxsh, vdi, snapshot):
+    """Delete a snapshot; return false if somebody else was faster. Raises PlxshError."""
+    try:
+        plxsh.change_surely("snap", "delete", f"{vdi}@{snapshot_id(snapshot)}")
+    except PlxshError as error:
+        if error.code != "not_found":
+            raise
+        return False
+    return True
 
 
 def snapshot_id(snapshot):

@@ -11,14 +11,20 @@ from __future__ import annotations
 
 import re
 
+from ansible_collections.parallax.storage.plugins.module_utils.xldisk import (
+    described,
+    device_of,
+    same,
+)
+
 _TOKEN = re.compile(
     r"""
       (?P<space>[ \t\r]+)
     | (?P<comment>\#[^\n]*)
     | (?P<end>[\n;])
     | (?P<string>'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*")
-    | (?P<number>[0-9][0-9a-fA-FxX]*)
-    | (?P<name>[A-Za-z_][0-9A-Za-z_]*)
+    | (?P<number>[0-9][0-9a-fx]*)
+    | (?P<name>[a-z][0-9a-z_]*)
     | (?P<assign>\+?=)
     | (?P<open>\[)
     | (?P<close>\])
@@ -26,11 +32,6 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
-_OLD_PREFIX = re.compile(r"(?:phy|file|aio|tap2?|qcow2?|vhd|vdi|drbd|nbd|iscsi):")
-_FORMATS = ("raw", "qcow", "qcow2", "qed", "vhd", "empty")
-_BARE = {"r": ("access", "ro"), "ro": ("access", "ro"), "w": ("access", "rw")}
-_BARE.update(rw=("access", "rw"), cdrom=("devtype", "cdrom"))
-_DEFAULTS = {"format": "raw", "access": "rw", "devtype": "disk", "backend": "0"}
 
 
 class Refused(Exception):
@@ -55,12 +56,14 @@ class Disks:
     """A list that is assigned to `disk`.
 
     Args:
+        start: position of the assignment.
         opened, closed: positions of its brackets.
         items: the tokens of its texts.
         commas: position of the comma behind each, None where there is none.
     """
 
-    def __init__(self, opened):
+    def __init__(self, start, opened):
+        self.start = start
         self.opened = opened
         self.closed = None
         self.items = []
@@ -80,6 +83,8 @@ class Config:
     def __init__(self, text):
         self.text = text
         self.lists = []
+        self._comments = []
+        self._returns = False
         self._tokens = self._scan()
         self._at = 0
         self._read()
@@ -96,7 +101,7 @@ class Config:
 
     def find(self, vdev):
         """Return the place of the disk with a device name, None for none; raises Refused."""
-        found = [p for p in self.entries if _vdev_of(self._described(p)) == vdev]
+        found = [place for place in self.entries if self.device(place) == device_of(vdev)]
         if len(found) > 1:
             lines = " and ".join(str(self.line(place)) for place in found)
             raise Refused(
@@ -111,11 +116,31 @@ class Config:
     def _start(self, place):
         return place[0].items[place[1]].start
 
-    def _described(self, place):
+    def device(self, place):
+        """Return the device that a disk is for, under one name for all that it has."""
         try:
-            return described(self.entry(place))
+            return device_of(described(self.entry(place)).get("vdev"))
         except ValueError as error:
             raise Refused(self.text, self._start(place), str(error)) from error
+
+    @property
+    def unreadable(self):
+        """What xl would stumble over although it is plain what is meant, None for nothing."""
+        if self._returns:
+            return "xl does not read lines that end with CRLF: convert the file to LF"
+        if self._comments and self.text.endswith(self._comments[-1]):
+            return "xl wants a newline at the end of the file, behind the comment"
+        return None
+
+    @property
+    def besides(self):
+        """All that stands in the file beside its disks: comments, and what is assigned."""
+        told = list(self._comments)
+        for token in self._tokens:
+            inside = any(disks.start <= token.start <= disks.closed for disks in self.lists)
+            if token.kind != "end" and not inside:
+                told.append(self.text[token.start : token.end])
+        return told
 
     # -- reading -------------------------------------------------------------------------
 
@@ -125,12 +150,18 @@ class Config:
     def _scan(self):
         tokens = []
         at = 0
+        if "\0" in self.text:
+            raise Refused(self.text, self.text.index("\0"), "xl does not understand a NUL byte")
         while at < len(self.text):
             match = _TOKEN.match(self.text, at)
             if match is None:
                 shown = self.text[at : at + 20].split("\n")[0]
                 raise Refused(self.text, at, f"xl does not understand {shown!r}")
-            if match.lastgroup not in ("space", "comment"):
+            if match.lastgroup == "comment":
+                self._comments.append(match[0])
+            elif match.lastgroup == "space":
+                self._returns = self._returns or "\r" in match[0]
+            else:
                 tokens.append(Token(match.lastgroup, at, match.end()))
             at = match.end()
         tokens.append(Token("end", at, at))
@@ -166,7 +197,7 @@ class Config:
     def _assignment(self, name, token, plus):
         value = self._next()
         if value.kind == "open":
-            disks = self._list(value, name == "disk")
+            disks = self._list(token.start, value, name == "disk")
             if name == "disk":
                 if self.lists and not plus:
                     self._refuse(token, "disk is assigned again, which drops the disks above")
@@ -176,15 +207,15 @@ class Config:
         elif name == "disk":
             self._refuse(value, "disk is no list")
 
-    def _list(self, opened, flat):
-        disks = Disks(opened.start)
+    def _list(self, start, opened, flat):
+        disks = Disks(start, opened.start)
         while True:
             token = self._skip_ends()
             if token.kind == "close":
                 disks.closed = token.start
                 return disks
             if token.kind == "open" and not flat:
-                self._list(token, False)
+                self._list(start, token, False)
             elif token.kind != "string" and (flat or token.kind != "number"):
                 self._refuse(token, f"{self._shown(token)} is no text of a list")
             disks.items.append(token)
@@ -279,74 +310,6 @@ class Config:
         return found - 1 if self.text[found - 1] == "\r" and found > position else found
 
 
-def _vdev_of(described_disk):
-    return described_disk.get("vdev")
-
-
-def described(entry):
-    """Return what a disk says, by the names that xl gives the parts.
-
-    Raises:
-        ValueError: there are parts that xl does not have.
-    """
-    if "\\" in entry:
-        raise ValueError("a disk with a backslash is not understood")
-    found = {}
-    rest = entry
-    names = ["target", "format", "vdev", "access"]
-    while rest.strip():
-        part, behind = (*rest.split(",", 1), "")[:2]
-        part = part.strip()
-        key, equals, value = part.partition("=")
-        if equals and re.fullmatch(r"[a-z-]+", key):
-            if key == "target":  # swallows everything behind it
-                found["target"] = rest.lstrip()[len("target=") :].strip()
-                break
-            found[key] = value
-        elif part in _BARE and "target" in found:
-            name, value = _BARE[part]
-            found[name] = value
-        else:
-            _positional(found, names, part)
-        rest = behind
-    if "access" in found:
-        found["access"] = _BARE.get(found["access"], ("", found["access"]))[1]
-    return found
-
-
-def _positional(found, names, part):
-    while names and names[0] in found:
-        names.pop(0)
-    if names and names[0] == "format" and part and part not in _FORMATS:
-        names.pop(0)  # only historic entries leave the format out
-        while names and names[0] in found:
-            names.pop(0)
-    historic = found.get("target", "").startswith("tap:parallax:")
-    if not names and historic and "backend" not in found:
-        found["backend"] = part
-        return
-    if not names:
-        raise ValueError(f"there are too many parts: {part!r}")
-    name = names.pop(0)
-    if name == "target" and _OLD_PREFIX.match(part):
-        names[:] = ["vdev", "access"]  # the prefix is the format
-    if name == "vdev":
-        part = part.partition(":")[0]  # hdc:cdrom
-    if part:
-        found[name] = part
-
-
-def is_parallax(entry):
-    """Say whether a disk is one of Parallax, of today or of the original tap driver."""
-    told = described(entry)
-    return told.get("script") == "block-plx" or told.get("target", "").startswith("tap:parallax:")
-
-
-def same(entry, other):
-    """Say whether two texts describe the same disk, in whatever order."""
-    return {**_DEFAULTS, **described(entry)} == {**_DEFAULTS, **described(other)}
-
-
 def entry_of(line):
     """Return the text of the only disk in a line such as `disk = [ '...' ]`; raises Refused."""
     config = Config(line)
@@ -378,10 +341,10 @@ def edited(text, vdev, entry):
 
 def _check(before, after, vdev, entry):
     others = [
-        [config.entry(p) for p in config.entries if _vdev_of(config._described(p)) != vdev]
+        [config.entry(p) for p in config.entries if config.device(p) != device_of(vdev)]
         for config in (before, after)
     ]
     place = after.find(vdev)
     right = place is None if entry is None else place and same(after.entry(place), entry)
-    if others[0] != others[1] or not right:
+    if others[0] != others[1] or before.besides != after.besides or not right:
         raise Refused(before.text, 0, "the edited file would not say what was asked for")

@@ -137,8 +137,13 @@ def _work(module):
     plxsh = Plxsh(module)
     before = _found(plxsh)
     if before is None:
-        after = _create(plxsh, params["store"], params)
-    else:
+        try:
+            after = _create(plxsh, params["store"], params)
+        except PlxshError:
+            before = _found(plxsh)  # did somebody else make it meanwhile?
+            if before is None:
+                raise
+    if before is not None:
         after = _grow(plxsh, before, params)
     told = [
         {key: value for key, value in (shown or {}).items() if key != "uuid"}

@@ -79,6 +79,9 @@ blockstore:
     served_by:
       description: Who has it open for writing.
       type: str
+    shared_under:
+      description: UUID of the lock master under which hosts share it.
+      type: str
 """
 
 from ansible.module_utils.basic import AnsibleModule

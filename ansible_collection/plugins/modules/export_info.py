@@ -8,9 +8,10 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: export_info
-short_description: See who is connected to the tap of a host
+short_description: See who has virtual disk images open
 description:
   - Returns the NBD clients of the tap that runs on the managed host, and what each has open.
+  - Returns also which VDIs are open for writing on any host that has the same lock master.
 version_added: 0.1.0
 author:
   - The Parallax developers (@parallax-vdi)
@@ -35,9 +36,12 @@ EXAMPLES = r"""
     vdi: vm01
   register: users
 
-- name: Stop when it is in use
+- name: Stop when it is in use, here or on another host
   ansible.builtin.assert:
-    that: not users.connections
+    that:
+      - not users.connections
+      - not users.holders
+    fail_msg: "In use: {{ users.connections + users.holders }}"
 """
 
 RETURN = r"""
@@ -51,8 +55,11 @@ connections:
   type: list
   elements: dict
   contains:
+    store:
+      description: The blockstore.
+      type: str
     export:
-      description: Name by which the client asked for it.
+      description: Name of the export.
       type: str
     vdi:
       description: Id of the VDI.
@@ -90,7 +97,34 @@ connections:
     schedule:
       description: The schedule of snapshots of the VDI.
       type: str
+holders:
+  description:
+    - Who has VDIs open for writing, on any host, as the lock master tells it.
+    - A tap has a VDI open as long as it has clients of it; a command of plxsh while it runs.
+      Without a tap and a lock master it is empty, because then a command has the whole store.
+  returned: when the lock master can be asked
+  type: list
+  elements: dict
+  contains:
+    vdi:
+      description: Id of the VDI.
+      type: int
+      sample: 7
+    host:
+      description: The host.
+      type: str
+      sample: host2
+    process:
+      description: The process there.
+      type: int
+      sample: 812
+    purpose:
+      description: What it does.
+      type: str
+      sample: plxsh tap serve
 """
+
+import os
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -102,20 +136,50 @@ from ansible_collections.parallax.storage.plugins.module_utils.plxsh import (
 )
 
 
-def _work(module):
-    plxsh = Plxsh(module)
-    vdi, socket = module.params["vdi"], module.params["socket"]
-    wanted = None
-    if vdi is not None:
-        wanted = plxsh.ask("vdi", "show", "--", vdi)["vdi"]["id"]
+_VDI = "vdi/"  # how the names of locks on VDIs begin
+
+
+def _connections(plxsh, store, socket):
+    """Return the connections of the tap of this host, None without a tap; raises PlxshError."""
     try:
         found = plxsh.ask("tap", "list", *(["--unix", socket] if socket else []))["connections"]
     except PlxshError as error:
         if error.code != "not_found":
             raise
-        return {"changed": False, "serving": False, "connections": []}
-    chosen = [connection for connection in found if wanted in (None, connection["vdi"])]
-    return {"changed": False, "serving": True, "connections": chosen}
+        return None
+    here = os.path.realpath(store)
+    return [connection for connection in found if os.path.realpath(connection["store"]) == here]
+
+
+def _holders(plxsh):
+    """Return who has VDIs open for writing; raises PlxshError."""
+    found = []
+    for lock in plxsh.ask("lock", "list")["locks"]:
+        if lock["lock"].startswith(_VDI):
+            who = {key: lock[key] for key in ("host", "process", "purpose")}
+            found.append({"vdi": int(lock["lock"][len(_VDI) :]), **who})
+    return found
+
+
+def _work(module):
+    plxsh = Plxsh(module)
+    vdi = module.params["vdi"]
+    wanted = None
+    if vdi is not None:
+        wanted = plxsh.ask("vdi", "show", "--", vdi)["vdi"]["id"]
+
+    def chosen(rows):
+        return [row for row in rows if wanted in (None, row["vdi"])]
+
+    connections = _connections(plxsh, module.params["store"], module.params["socket"])
+    told = {"serving": connections is not None, "connections": chosen(connections or [])}
+    try:
+        told["holders"] = chosen(_holders(plxsh))
+    except PlxshError as error:
+        if error.code != "io":
+            raise
+        module.warn(f"the lock master cannot be asked who has VDIs open: {error.message}")
+    return {"changed": False, **told}
 
 
 def main():

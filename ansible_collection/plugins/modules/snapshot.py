@@ -123,7 +123,7 @@ snapshot:
       type: str
       sample: v1
     block:
-      description: First part of its id.
+      description: First part of its id; not known in check mode for a VDI that is in use.
       type: int
       sample: 8191
     offset:
@@ -166,6 +166,7 @@ from ansible_collections.parallax.storage.plugins.module_utils.plxsh import (
     Plxsh,
     PlxshError,
     arguments,
+    delete_snapshot,
     run,
     snapshot_id,
     snapshots_of,
@@ -216,17 +217,19 @@ class _Snapshots:
             taken = self.plxsh.change(
                 "snap", "create", self.reference, "--label", self.params["label"]
             )
-            self.snapshots.insert(0, taken["snapshot"])
+            shown = taken["snapshot"]
+            if self.plxsh.dry and self.vdi["served_by"]:
+                shown.update(block=None, offset=None)  # its holder will choose the place
+            self.snapshots.insert(0, shown)
             self.changed = True
 
     def delete(self, doomed):
         """Delete some; what a kill leaves is found again and deleted by the next run."""
         for snapshot in doomed:
-            if snapshot["time"] is not None:  # else it was not really taken
-                self.plxsh.change_surely(
-                    "snap", "delete", f"{self.reference}@{snapshot_id(snapshot)}"
-                )
             self.snapshots.remove(snapshot)
+            really = snapshot["time"] is not None  # else check mode only says it was taken
+            if really and not delete_snapshot(self.plxsh, self.reference, snapshot):
+                continue
             self.deleted.append(snapshot["label"])
             self.changed = True
 
@@ -292,6 +295,8 @@ class _Snapshots:
 
 def _work(module):
     params = module.params
+    if params["label"] == "":  # a variable that is empty by mistake
+        raise PlxshError("usage", "the label is empty", "leave it out for none")
     snapshots = _Snapshots(module)
     if params["state"] == "absent":
         label = params["label"]

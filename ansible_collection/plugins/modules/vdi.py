@@ -190,6 +190,7 @@ class _Vdi:
         self.vdi = lookup(self.plxsh, self.name)
         self.marks = fills.Marks()
         self.intact = None
+        self.measured = None  # checksum and identity of the image
         self._look_at_fill()
         self.before = _told(self.vdi, self.marks, self.intact)
         self.predicted = dict(self.before)
@@ -285,8 +286,9 @@ class _Vdi:
 
     def _is_no_clone_of(self, origin):
         parent = self.vdi["parent"]
-        if parent is not None and parent.rpartition("@")[2] == snapshot_id(origin):
-            return False
+        same_place = parent is not None and parent.rpartition("@")[2] == snapshot_id(origin)
+        if same_place and self.vdi["created"] >= origin["time"]:
+            return False  # a later snapshot may have the place of one that was deleted
         if not self.params["force"]:
             actual = f"a clone of {parent}" if parent else "no clone"
             wanted = f"{self.params['from']} ({snapshot_id(origin)})"
@@ -317,9 +319,12 @@ class _Vdi:
             options += ["--from", snapshot_id(origin)]
         if wanted is not None:
             options += ["--size", str(wanted)]
+        if self.params["source"] is not None:
+            self._check_image(wanted)
         name = self.params["name"]
         if self.plxsh.dry and self.before:  # the name is not free before it is really deleted
-            parent = f"{self.params['from'].rpartition('@')[0]}@{snapshot_id(origin)}"
+            owner = self.plxsh.ask("vdi", "show", "--", str(origin["vdi"]))["vdi"]["name"]
+            parent = f"{owner}@{snapshot_id(origin)}"
             made = {"id": None, "name": name, "uuid": None, "parent": parent, "own": 0}
             made["size"] = max(wanted or 0, origin["size"])
         else:
@@ -351,15 +356,15 @@ class _Vdi:
             return
         if not self.params["force"]:
             self._refuse_loss()
-        self._check_source(checksum)
+        self._check_image(self.vdi["size"])
         self.predicted.update(checksum=checksum, intact=True)
         self.changed = True
         if self.plxsh.dry:
             self._predict_size()
             return
-        fills.fill(
-            self.plxsh, self.reference, self.params["source"], self.params["format"], checksum
-        )
+        source, image_format = self.params["source"], self.params["format"]
+        known = self.measured[1]
+        fills.fill(self.plxsh, self.reference, source, image_format, checksum, known)
 
     def _checksum_to_have(self):
         """Return what `checksum` says, or that of the image."""
@@ -372,18 +377,30 @@ class _Vdi:
         return self._measured()
 
     def _measured(self):
+        """Return the checksum of the image, which is read once."""
+        if self.measured is None:
+            source = self.params["source"]
+            try:
+                known = fills.identity(source)
+                digest = self.module.digest_from_file(source, "sha256")
+            except FileNotFoundError as error:
+                raise PlxshError("not_found", f"there is no image {source}") from error
+            except (OSError, ValueError) as error:
+                raise PlxshError("io", f"cannot read {source}: {error}") from error
+            self.measured = (f"sha256:{digest}", known)
+        return self.measured[0]
+
+    def _check_image(self, room):
+        """Refuse an image that is not the one meant, or too large for a size other than 0."""
+        self._check_source(self._checksum_to_have())
         source = self.params["source"]
-        try:
-            digest = self.module.digest_from_file(source, "sha256")
-        except (OSError, ValueError) as error:
-            raise PlxshError("io", f"cannot read {source}: {error}") from error
-        if digest is None:
-            raise PlxshError("not_found", f"there is no image {source}")
-        return f"sha256:{digest}"
+        needed = fills.image_size(source, self.params["format"])
+        if room and needed is not None and needed > room:
+            raise PlxshError(
+                "usage", f"{source} has {needed} bytes, {room} are too few for it", "give more size"
+            )
 
     def _check_source(self, checksum):
-        if self.params["checksum"] is None:
-            return
         measured = self._measured()
         if measured != checksum:
             raise PlxshError(
@@ -435,7 +452,7 @@ class _Vdi:
         )
 
     def _predict_size(self):
-        """Say in check mode how large a fill makes a VDI; refuse an image that is too large."""
+        """Say in check mode how large a fill makes a VDI; refuse what plxsh would refuse."""
         if not self.vdi["size"]:
             self.predicted["size"] = fills.image_size(self.params["source"], self.params["format"])
         elif self.before and self.before["size"] == self.vdi["size"]:
@@ -448,13 +465,23 @@ def _labels(snapshots):
     return ", ".join(names) + (" and more" if len(snapshots) > 5 else "")
 
 
-def _work(module):
-    vdi = _Vdi(module)
-    if module.params["state"] == "absent":
+def _once(vdi):
+    if vdi.params["state"] == "absent":
         vdi.remove()
     else:
         vdi.make()
     return vdi.result()
+
+
+def _work(module):
+    vdi = _Vdi(module)
+    try:
+        return _once(vdi)
+    except PlxshError:
+        now = _Vdi(module)
+        if bool(now.before) == bool(vdi.before) or vdi.changed:
+            raise
+    return _once(now)  # somebody else made it, or deleted it, at the same time
 
 
 def main():

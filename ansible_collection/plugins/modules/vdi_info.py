@@ -84,6 +84,9 @@ vdis:
     modified:
       description: When it was changed last.
       type: int
+    deleted:
+      description: When it was deleted; not set for those that are listed here.
+      type: int
     served_by:
       description: Who serves it.
       type: str
@@ -92,7 +95,12 @@ vdis:
       type: list
       elements: str
     state:
-      description: C(ok), or C(damaged) for one that cannot be read.
+      description:
+        - C(ok), or C(damaged) for one that cannot be read, of which little else is known.
+      type: str
+    error:
+      description: What is damaged.
+      returned: for one that is damaged
       type: str
 """
 

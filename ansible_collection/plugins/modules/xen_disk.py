@@ -21,11 +21,13 @@ author:
   - The Parallax developers (@parallax-vdi)
 extends_documentation_fragment:
   - parallax.storage.attributes
+  - parallax.storage.files
   - parallax.storage.plxsh
 options:
   path:
     description:
       - The configuration file. It must exist, unless the disk is to be absent.
+      - A symbolic link, as in C(/etc/xen/auto), stays one; the file behind it is changed.
     type: path
     required: true
   vdev:
@@ -61,16 +63,6 @@ options:
       - Replace or remove a disk that is not one of Parallax.
     type: bool
     default: false
-  backup:
-    description:
-      - Keep a copy of the file as it was, with the time in its name.
-    type: bool
-    default: false
-  validate:
-    description:
-      - A command that must succeed on the new file before it takes the place of the old one. C(%s)
-        stands for its path.
-    type: str
   store:
     required: false
 """
@@ -111,8 +103,7 @@ backup_file:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.parallax.storage.plugins.module_utils import xlconfig
-from ansible_collections.parallax.storage.plugins.module_utils.files import read, write
+from ansible_collections.parallax.storage.plugins.module_utils import files, xlconfig, xldisk
 from ansible_collections.parallax.storage.plugins.module_utils.plxsh import (
     Plxsh,
     PlxshError,
@@ -135,38 +126,40 @@ def _wanted(module):
     return xlconfig.entry_of(Plxsh(module).ask(*words)["disk"]["line"])
 
 
-def _entry(text, vdev):
-    config = xlconfig.Config(text)
+def _entry(config, vdev):
     place = config.find(vdev)
     return "" if place is None else config.entry(place)
 
 
 def _refuse_foreign(params, before, after, entry):
-    if before != after and entry and not params["force"] and not xlconfig.is_parallax(entry):
+    if before != after and entry and not params["force"] and not xldisk.is_parallax(entry):
         raise PlxshError(
             "would_lose_data",
-            f"{params['vdev']} in {params['path']} is no disk of Parallax: {entry}",
+            f"{params['vdev']} in {params['path']} is no disk of Parallax: {files.shown(entry)}",
             "force: true replaces or removes it",
         )
 
 
 def _work(module):
     params = module.params
-    before = read(params["path"], missing="" if params["state"] == "absent" else None)
+    before = files.read(params["path"], missing="" if params["state"] == "absent" else None)
     try:
-        entry = _entry(before, params["vdev"])
+        config = xlconfig.Config(before)
+        entry = _entry(config, params["vdev"])
         after = xlconfig.edited(before, params["vdev"], _wanted(module))
     except xlconfig.Refused as refused:
         raise PlxshError(
             "refused", f"{params['path']}, {refused}", "edit it by hand; nothing was changed"
         ) from refused
     _refuse_foreign(params, before, after, entry)
+    if config.unreadable:
+        module.warn(f"{params['path']}: {config.unreadable}")
     result = {
         "changed": before != after,
-        "entry": _entry(after, params["vdev"]),
-        "entry_before": entry,
+        "entry": files.shown(_entry(xlconfig.Config(after), params["vdev"])),
+        "entry_before": files.shown(entry),
     }
-    return {**result, **write(module, before, after)}
+    return {**result, **files.write(module, before, after)}
 
 
 def main():
@@ -179,8 +172,7 @@ def main():
         socket={"type": "path"},
         state={"type": "str", "choices": ["present", "absent"], "default": "present"},
         force={"type": "bool", "default": False},
-        backup={"type": "bool", "default": False},
-        validate={"type": "str"},
+        **files.OPTIONS,
     )
     spec["store"] = {"type": "path"}
     module = AnsibleModule(
