@@ -14,6 +14,7 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -246,8 +247,7 @@ class TestOnAHost:
         odd = {'a "b"\\': 'vdi list "\\x" \u00e9 \U0001f600 \x7f', "plain": "tree"}
         config = {**installed.variables["install_config"], "shell": {"aliases": odd}}
         tap, master = installed.process("parallaxd"), installed.process("plxlockmaster")
-        guest = connected(installed, "first")
-        try:
+        with connected(installed, "first"):
             first = installed.play("--diff", install_config=config)
             assert first.status == 0, first.shown
             assert TOLD in flat(first)
@@ -259,9 +259,6 @@ class TestOnAHost:
             read = tomllib.loads(installed.told("cat /etc/parallax/parallax.toml"))
             assert read["shell"]["aliases"] == odd
             assert read["lock_master"]["key"] == "/etc/parallax/lock.key"
-        finally:
-            guest.stdin.close()  # type: ignore[union-attr]
-            guest.wait()
         third = installed.play(install_config=config)
         assert third.changed == {"host1": 1}, third.shown
         assert installed.process("parallaxd") != tap
@@ -393,18 +390,20 @@ def as_user(world: World, user: str, script: str) -> list[str]:
     return world.fleet.on_line("host1", *words)
 
 
-def connected(world: World, name: str) -> subprocess.Popen[bytes]:
-    """A guest that has a disk open until its input ends."""
+@contextmanager
+def connected(world: World, name: str) -> Iterator[None]:
+    """A guest that has a disk open."""
     client = (
         "import nbd, sys; h = nbd.NBD();"
         f"h.connect_uri('nbd+unix:///{name}?socket=/run/parallax/nbd.sock');"
         "print('open', flush=True); sys.stdin.read()"
     )
     line = world.fleet.on_line("host1", "/usr/bin/python3", "-c", client)
-    process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"open\n"
-    return process
+    pipe = subprocess.PIPE
+    with subprocess.Popen(line, stdin=pipe, stdout=pipe) as process:  # it ends with its input
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"open\n"
+        yield
 
 
 def renumbered(wheel: Path, folder: Path, version: str) -> None:
