@@ -47,7 +47,11 @@ def test_store_missing(plx: Plx) -> None:
     assert "no blockstore" in plx.fails(3, "-n", "-s", "nowhere.dat", "vdi", "create", "x")
 
 
-@pytest.mark.parametrize("contents", [b"", b"hello", bytes(8 << 20), os.urandom(1 << 20)])
+@pytest.mark.parametrize(
+    "contents",
+    [b"", b"hello", bytes(8 << 20), os.urandom(1 << 20)],
+    ids=["nothing", "text", "zeros", "noise"],
+)
 def test_not_a_store(plx: Plx, contents: bytes) -> None:
     Path("other").write_bytes(contents)
     assert "other holds no blockstore" in plx.fails(3, "-s", "other", "vdi", "list")
