@@ -128,7 +128,8 @@ class LockConnection:
         purpose: what this process does, for people.
         scope: put before every name and taken off what comes back, for a master of several
             stores; a slash is added.
-        key: the shared key; not used on a Unix socket, which the kernel guards.
+        key: returns the shared key, for each connection anew, so that it may be changed while
+            this session goes on; not used on a Unix socket, which the kernel guards.
         tls: what TCP connections are made private with; likewise.
         on_state: called on another thread with `state` whenever it changes.
 
@@ -149,7 +150,7 @@ class LockConnection:
         purpose: str,
         *,
         scope: str = "",
-        key: bytes | None = None,
+        key: Callable[[], bytes] | None = None,
         tls: ssl.SSLContext | None = None,
         on_state: Callable[[str], None] | None = None,
     ) -> None:

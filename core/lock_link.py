@@ -65,7 +65,7 @@ class Link:
         desk: threading.Condition,
         after: Callable[[], None],
         address: str,
-        key: bytes | None,
+        key: Callable[[], bytes] | None,
         tls: ssl.SSLContext | None,
         on_state: Callable[[str], None] | None,
     ) -> None:
@@ -230,18 +230,19 @@ class Link:
     async def _prove(self, channel: Channel) -> Seal | None:
         """Show the master that this client has the key, and have it show the same."""
         (challenge,) = unpack(await channel.receive(), "challenge")
-        if not challenge and self._key is None:
-            return None
         if self._key is None:
-            raise BadRequest("it wants a shared key", _KEY)
+            if challenge:
+                raise BadRequest("it wants a shared key", _KEY)
+            return None
         if not challenge:
             raise BadRequest("it has no shared key, so it may be somebody else's", _NO_KEY)
+        key = self._key()
         nonce = new_nonce()
-        channel.send(pack(nonce=nonce, proof=proof(self._key, "client", challenge, nonce)))
+        channel.send(pack(nonce=nonce, proof=proof(key, "client", challenge, nonce)))
         (said,) = unpack(await channel.receive(), "proof")
-        if not is_proof(said, proof(self._key, "master", challenge, nonce)):
+        if not is_proof(said, proof(key, "master", challenge, nonce)):
             raise BadRequest("it does not have the shared key", _KEY)
-        return Seal(self._key, "client", challenge, nonce)
+        return Seal(key, "client", challenge, nonce)
 
     async def _talk(self, channel: Channel) -> None:
         """Carry messages until the connection ends; say what is due meanwhile."""

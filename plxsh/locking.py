@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from threading import Timer
 from typing import TYPE_CHECKING, Final
 
@@ -94,11 +95,14 @@ def connect_to(
     from plxsh.params import LOCK_MASTER, checked
 
     checked(LOCK_MASTER, address, "the lock master")
+    key = partial(read_key, os.path.abspath(settings.lock_key)) if settings.lock_key else None
+    if key is not None:
+        key()  # what is wrong with it now is said as what it is
     return LockConnection(
         address,
         purpose or settings.purpose,
         scope=scope,
-        key=read_key(settings.lock_key) if settings.lock_key else None,
+        key=key,
         tls=client_tls(settings.lock_tls) if settings.lock_tls else None,
     )
 

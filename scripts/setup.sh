@@ -190,7 +190,10 @@ END
 case ${1:-} in
     check) packages ;;
     demo) packages e2fsprogs graphviz qemu-utils ;;
-    fleet) packages hostname iproute2 openssh-client qemu-utils util-linux ;;
+    fleet)
+        [ "$(id -u)" -eq 0 ] || fail "only root can make simulated hosts: sudo make fleet-demo"
+        packages hostname iproute2 openssh-client qemu-utils util-linux
+        ;;
     test)
         # nbd-client and shellcheck: for the block script of Xen
         packages make curl e2fsprogs fio fish graphviz hostname iproute2 less libnbd-bin \

@@ -37,6 +37,7 @@ xen_kit, xl_libraries = xen.conftest.xen_kit, xen.conftest.xl_libraries
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1800),
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can make simulated hosts"),
     pytest.mark.xdist_group("fleet"),  # one fleet for all tests of this file, in their order
 ]
 

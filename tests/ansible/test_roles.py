@@ -40,6 +40,7 @@ slow = pytest.mark.slow
 on_a_host = [
     slow,
     pytest.mark.timeout(900),
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can make simulated hosts"),
     pytest.mark.xdist_group("roles"),  # one host for all tests of this file, in their order
 ]
 

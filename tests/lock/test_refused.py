@@ -263,20 +263,35 @@ def locked(unix: str, caplog: pytest.LogCaptureFixture) -> Iterator[LockService]
 
 def test_who_has_the_key_is_let_in(locked: LockService, join: Join) -> None:
     address = f"127.0.0.1:{locked.addresses[0][1]}"
-    a, b = join(address, key=KEY), join()
+    a, b = join(address, key=lambda: KEY), join()
     a.acquire("vdi/1")
     assert [h.name for h in b.holdings()] == ["vdi/1"]
     with pytest.raises(IoFailed, match="does not have the key"):
-        LockConnection(address, "test", key=KEY[::-1])
+        LockConnection(address, "test", key=lambda: KEY[::-1])
     with pytest.raises(IoFailed, match="wants a shared key"):
         LockConnection(address, "test")
     soon(lambda: locked.refused["key"] == 2)
     a.acquire("vdi/2")
 
 
+def test_a_new_key_takes_effect_with_the_next_connection(unix: str, join: Join) -> None:
+    """Nobody has to end what holds locks when the key is changed."""
+    key, port = KEY, 0
+    with service(unix, ("127.0.0.1", port), key=key, timing=Timing()) as master:
+        port = master.addresses[0][1]
+        locks = join(f"127.0.0.1:{port}", key=lambda: key)
+        held = locks.acquire("vdi/1")
+    soon(lambda: locks.state != "up")
+    key = KEY[::-1]
+    with service(unix, ("127.0.0.1", port), key=key, timing=Timing()) as master:
+        soon(lambda: locks.state == "up")
+        held.check()
+        assert not master.refused["key"]
+
+
 def test_a_master_without_the_key_is_not_trusted(master: LockService, port: int) -> None:
     with pytest.raises(IoFailed, match="has no shared key"):
-        LockConnection(f"127.0.0.1:{port}", "test", key=KEY)
+        LockConnection(f"127.0.0.1:{port}", "test", key=lambda: KEY)
     assert not master.locks.holdings()
 
 
@@ -329,7 +344,7 @@ class Recorder:
 def test_a_recorded_connection_cannot_be_played_again(locked: LockService) -> None:
     port = locked.addresses[0][1]
     recorder = Recorder(port)
-    locks = LockConnection(f"127.0.0.1:{recorder.port}", "recorded", key=KEY)
+    locks = LockConnection(f"127.0.0.1:{recorder.port}", "recorded", key=lambda: KEY)
     locks.acquire("vdi/1")
     locks.close()
     recorder.end()
@@ -355,7 +370,7 @@ def test_a_changed_message_is_refused(
     locked: LockService, caplog: pytest.LogCaptureFixture
 ) -> None:
     recorder = Recorder(locked.addresses[0][1])
-    locks = LockConnection(f"127.0.0.1:{recorder.port}", "changed", key=KEY)
+    locks = LockConnection(f"127.0.0.1:{recorder.port}", "changed", key=lambda: KEY)
     locks.acquire("vdi/1")
     recorder.change = True
     soon(lambda: locked.refused["malformed"])
