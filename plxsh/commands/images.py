@@ -63,7 +63,10 @@ def fill(settings: Settings, vdi: str, source: str, image_format: str | None) ->
             settings.confirm(
                 f"filling VDI {record.id} {record.name!r} loses the {lost} written {since}"
             )
-        if not settings.dry_run:
+        if settings.dry_run:
+            with session.opened(record):  # refused while somebody else has it open
+                pass
+        else:
             with session.opened(record) as opened, Progress(settings, "fill") as progress:
                 done = transfer.fill(
                     opened, session, source, image_format, progress, progress.stage("convert")

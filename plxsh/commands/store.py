@@ -12,7 +12,15 @@ import click
 from core.blockstore import Blockstore
 from core.device import lock_holder
 from core.direct import open_device
-from core.errors import BadRequest, Corrupt, InUse, IoFailed, NotSupported, ParallaxError
+from core.errors import (
+    BadRequest,
+    Corrupt,
+    InUse,
+    IoFailed,
+    NoSpace,
+    NotSupported,
+    ParallaxError,
+)
 from core.format import (
     BLOCK_SHIFT,
     LIVE,
@@ -112,6 +120,7 @@ def create(settings: Settings, path: str, extent_size: int, extents: int, force:
     }
     if settings.dry_run:
         _try_create(settings, path, force)
+        _refuse_small(path, extent_size * extents)
     else:
         with Progress(settings, "discard") as progress:
             sb = mkfs.create(path, extent_size, extents, force, progress, settings.caching)
@@ -141,6 +150,18 @@ def _try_create(settings: Settings, path: str, force: bool) -> None:
         if not force:
             refuse_contents(device)
         refuse_shared(device)
+
+
+def _refuse_small(path: str, size: int) -> None:
+    """Refuse a device without room for a store, as `FileDevice.resize` does."""
+    if not (os.path.exists(path) and stat.S_ISBLK(os.stat(path).st_mode)):
+        return
+    with closing(open_device(path, False, "none", "host")) as device:
+        if device.size < size:
+            raise NoSpace(
+                f"{path} has {device.size} bytes, the store needs {size}",
+                "take fewer or smaller extents",
+            )
 
 
 @store.command(examples=["plxsh store info", "plxsh -o json store info"])
@@ -204,6 +225,7 @@ def grow(settings: Settings, extents: int) -> None:
             )
         else:
             check_geometry(size, extents)
+            _refuse_small(settings.store, size * extents)
     result = {
         "path": os.path.abspath(settings.store),
         "size": size * extents,

@@ -289,3 +289,54 @@ def test_a_historic_entry_is_converted(stored: Host) -> None:
     told = stored.does("xen_disk", path=str(path), vdev="sda1", vdi="vm")
     assert told["entry_before"] == "tap:parallax:0,sda1,w,0"
     assert path.read_text() == f"disk = ['{told['entry']}' ]\n"
+
+
+def test_a_refill_that_is_refused_leaves_the_vdi_protected(stored: Host) -> None:
+    stored("vdi", name="gold", source=str(stored.image))
+    good = stored.image.read_bytes()
+    stored.image.write_bytes(b"KDMV" + good[4:])
+    assert "vmdk" in stored.fails("vdi", name="gold", source=str(stored.image))["msg"]
+    other = stored.folder / "written"
+    other.write_bytes(b"what a guest wrote" * 100)
+    stored.plx("vdi", "fill", "gold", other)
+    stored.image.write_bytes(b"third" * 50_000)
+    assert "was written to" in stored.fails("vdi", name="gold", source=str(stored.image))["msg"]
+
+
+def test_an_image_that_is_refused_leaves_no_new_vdi(stored: Host) -> None:
+    stored.image.write_bytes(b"KDMV" + bytes(600))
+    assert stored("vdi", name="new", source=str(stored.image))["failed"]
+    assert not stored("vdi_info", name="new")["vdis"]
+
+
+def test_a_rollback_is_seen(stored: Host) -> None:
+    """What is its own is 0 after a rollback, and yet it is not the image of the last fill."""
+    filled = stored("vdi", name="gold", source=str(stored.image))
+    stored.image.write_bytes(b"second" * 50_000)
+    stored("vdi", name="gold", source=str(stored.image))
+    first = filled["vdi"]["checksum"]
+    stored("snapshot", vdi="gold", label=first, state="rolled_back")
+    assert stored("vdi", name="gold", source=str(stored.image))["vdi"]["intact"] is False
+    assert stored.does("vdi", name="gold", source=str(stored.image), force=True)["changed"]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"from": "vm@v1"}, {"from": "gold@v1", "size": "1P"}, {"from": "gold@v1", "size": "4K"}],
+)
+def test_what_cannot_be_made_anew_is_not_deleted(stored: Host, params: dict[str, str]) -> None:
+    for name in ("vm", "gold"):
+        stored.plx("vdi", "create", name, "--size", "1M")
+        stored.plx("snap", "create", name, "--label", "v1")
+    stored.fails("vdi", name="vm", force=True, **params)
+
+
+def test_cutting_off_is_foretold(stored: Host) -> None:
+    filled = {"name": "gold", "source": str(stored.image)}
+    stored("vdi", **filled)
+    assert "too few" in stored.fails("vdi", **filled, size="100K", force=True)["msg"]
+    assert stored.does("vdi", name="gold", size="100K", force=True)["vdi"]["intact"] is False
+
+
+def test_a_configuration_that_is_missing_is_no_missing_store(stored: Host) -> None:
+    assert stored.fails("blockstore_info", config="/nope")["code"] == "not_found"

@@ -168,7 +168,7 @@ class LookupModule(LookupBase):
         for name in ("backend", "bus", "socket"):
             if self.get_option(name):
                 words += ["--" + name, self.get_option(name)]
-        words += ["--", vdi]
+        words += ["--", str(vdi)]  # an id is a number
         words += [device] if kind == "xen" else []
         words += [self.get_option("access")] if self.get_option("access") else []
         line = plxsh.ask(*words)["disk"]["line"]

@@ -91,7 +91,10 @@ def _validate(module, path):
         return
     if "%s" not in command:
         raise PlxshError("usage", f"validate needs a %s for the path: {command}")
-    words = [word.replace("%s", path) for word in shlex.split(command)]
+    try:
+        words = [word.replace("%s", path) for word in shlex.split(command)]
+    except ValueError as error:
+        raise PlxshError("usage", f"validate cannot be taken apart: {error}: {command}") from error
     status, out, err = module.run_command(words)
     if status != 0:
         why = f"{words[0]} refuses the new file: {(err or out).strip()}"

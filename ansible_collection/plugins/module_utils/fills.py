@@ -69,8 +69,9 @@ def written_since(plxsh, vdi, marks):
     Returns:
         None if that cannot be told because the VDI is in use.
     """
-    if vdi["own"] == 0 and marks.snapshots[0] is marks.done:
-        return False
+    if vdi["served_by"] and vdi["clients"]:
+        return None  # nor after waiting
+    # What is its own tells nothing: a rollback and a takeover make it 0, whatever it holds.
     filled = f"{vdi['id']}@{snapshot_id(marks.done)}"
     try:
         return bool(plxsh.ask("snap", "diff", filled, str(vdi["id"]))["changes"])
@@ -90,16 +91,42 @@ def fill(plxsh, vdi, source, image_format, checksum, measured):
         checksum: of the image, with its `sha256:`.
         measured: the `identity` it had before that was computed.
     """
-    if not marks_of(plxsh, vdi).interrupted:
-        plxsh.change("snap", "create", vdi, "--label", _FILLING + checksum)
     options = ["--format", image_format] if image_format else []
-    plxsh.change_surely("vdi", "fill", *options, "--", vdi, source)
-    if identity(source) != measured:
+    words = ["vdi", "fill", *options, "--", vdi, source]
+    plxsh.ask("-n", *words)  # what is refused leaves no mark
+    begun = None
+    if not marks_of(plxsh, vdi).interrupted:
+        begun = plxsh.change("snap", "create", vdi, "--label", _FILLING + checksum)["snapshot"]
+    try:
+        plxsh.change_surely(*words)
+    except PlxshError as error:
+        if begun is not None and _is_untouched(plxsh, vdi, begun, error):
+            delete_snapshot(plxsh, vdi, begun)
+        raise
+    if not _is_still(source, measured):
         raise PlxshError(
             "changed", f"{source} was changed while it was read", "run again when it is complete"
         )
     plxsh.change("snap", "create", vdi, "--label", checksum)
     forget_begun(plxsh, vdi, marks_of(plxsh, vdi))
+
+
+def _is_untouched(plxsh, vdi, begun, error):
+    """Say whether a fill that failed has written nothing: then its mark would be a lie."""
+    if error.code == "in_use":
+        return True
+    try:
+        found = plxsh.ask("snap", "diff", f"{vdi}@{snapshot_id(begun)}", vdi)
+    except PlxshError:
+        return False
+    return not found["changes"]
+
+
+def _is_still(source, measured):
+    try:
+        return identity(source) == measured
+    except OSError:
+        return False
 
 
 def forget_begun(plxsh, vdi, marks):

@@ -84,6 +84,8 @@ blockstore:
       type: str
 """
 
+import os
+
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.parallax.storage.plugins.module_utils.plxsh import (
@@ -98,7 +100,8 @@ def _work(module):
     try:
         found = Plxsh(module).ask("store", "info")["store"]
     except PlxshError as error:
-        if error.code not in ("not_found", "not_a_store"):
+        there = os.path.exists(module.params["store"])  # then it is the configuration
+        if error.code != "not_a_store" and (error.code != "not_found" or there):
             raise
         found = {}
     return {"changed": False, "exists": bool(found), "blockstore": found}

@@ -246,15 +246,22 @@ class _Snapshots:
         same_size = found["size"] == self.vdi["size"]
         if same_size and not self.plxsh.ask("snap", "diff", name, self.reference)["changes"]:
             return
-        if self.vdi["own"] and not self.params["force"]:
+        if not self.params["force"] and self._is_kept_nowhere():
             raise PlxshError(
                 "would_lose_data",
-                f"VDI {self.vdi['name']!r} has {self.vdi['own']} bytes that no snapshot has",
+                f"VDI {self.vdi['name']!r} holds what no snapshot has",
                 "take a snapshot first; force: true loses them",
             )
         self.plxsh.change_surely("snap", "rollback", self.reference, name)
         self.contents = found["label"]
         self.changed = True
+
+    def _is_kept_nowhere(self):
+        """Say whether no snapshot has the contents; what is its own may be 0 all the same."""
+        names = (f"{self.reference}@{snapshot_id(snap)}" for snap in self.snapshots)
+        return bool(self.vdi["own"]) or all(
+            self.plxsh.ask("snap", "diff", name, self.reference)["changes"] for name in names
+        )
 
     def retain(self, prefix, keep):
         """Delete all but the newest of a series."""

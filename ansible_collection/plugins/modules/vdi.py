@@ -140,6 +140,7 @@ vdi:
       sample: true
 """
 
+import os
 import re
 
 from ansible.module_utils.basic import AnsibleModule
@@ -157,6 +158,7 @@ from ansible_collections.parallax.storage.plugins.module_utils.plxsh import (
 from ansible_collections.parallax.storage.plugins.module_utils.sizes import size
 
 _SHOWN = ("id", "name", "uuid", "size", "parent")
+_SKEW = 300 * 10**9  # nanoseconds by which the clocks of two hosts may differ
 _CHECKSUM = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -251,11 +253,12 @@ class _Vdi:
         """Make it what it is to be."""
         wanted = None if self.params["size"] is None else size(self.params["size"])
         origin = self._origin()
-        if self.vdi is not None and origin is not None and self._is_no_clone_of(origin):
-            self._give_up()
-        if self.vdi is None:
+        anew = self.vdi is not None and origin is not None and self._is_no_clone_of(origin)
+        if self.vdi is None or anew:
             self._create(wanted, origin)
         elif wanted is not None and wanted != self.vdi["size"]:
+            if self.params["source"] is not None and wanted < self.vdi["size"]:
+                self._check_image(wanted)  # before anything is cut off for an image too large
             self._resize(wanted)
         if self.params["source"] is not None:
             self._fill()
@@ -285,9 +288,15 @@ class _Vdi:
         return None
 
     def _is_no_clone_of(self, origin):
+        if origin["vdi"] == self.vdi["id"]:
+            raise PlxshError(
+                "usage",
+                f"{self.params['from']} is a snapshot of VDI {self.name!r} itself",
+                "parallax.storage.snapshot with state: rolled_back goes back to it",
+            )
         parent = self.vdi["parent"]
         same_place = parent is not None and parent.rpartition("@")[2] == snapshot_id(origin)
-        if same_place and self.vdi["created"] >= origin["time"]:
+        if same_place and self.vdi["created"] >= origin["time"] - _SKEW:
             return False  # a later snapshot may have the place of one that was deleted
         if not self.params["force"]:
             actual = f"a clone of {parent}" if parent else "no clone"
@@ -322,12 +331,13 @@ class _Vdi:
         if self.params["source"] is not None:
             self._check_image(wanted)
         name = self.params["name"]
-        if self.plxsh.dry and self.before:  # the name is not free before it is really deleted
-            owner = self.plxsh.ask("vdi", "show", "--", str(origin["vdi"]))["vdi"]["name"]
-            parent = f"{owner}@{snapshot_id(origin)}"
-            made = {"id": None, "name": name, "uuid": None, "parent": parent, "own": 0}
-            made["size"] = max(wanted or 0, origin["size"])
-        else:
+        made = None
+        if self.vdi is not None:  # tried under a free name: what is refused loses nothing
+            spare = "spare-" + os.urandom(16).hex()
+            made = self.plxsh.ask("-n", "vdi", "create", *options, "--", spare)["vdi"]
+            made.update(id=None, name=name)
+            self._give_up()
+        if made is None or not self.plxsh.dry:
             made = self.plxsh.change("vdi", "create", *options, "--", name)["vdi"]
         self.changed = True
         self.vdi = made
@@ -339,8 +349,10 @@ class _Vdi:
                 f"VDI {self.name!r} has {self.vdi['size']} bytes, {wanted} would cut off its end"
             )
         change = ["vdi", "resize", *(["--force"] if self.params["force"] else [])]
-        self.plxsh.change_surely(*change, "--", self.reference, str(wanted))
+        answer = self.plxsh.change_surely(*change, "--", self.reference, str(wanted))["vdi"]
         self.changed = True
+        if answer["lost"] and self.intact:
+            self.intact = self.predicted["intact"] = False
         self.vdi["size"] = self.predicted["size"] = wanted
 
     # -- filling -------------------------------------------------------------------------
@@ -364,7 +376,19 @@ class _Vdi:
             return
         source, image_format = self.params["source"], self.params["format"]
         known = self.measured[1]
-        fills.fill(self.plxsh, self.reference, source, image_format, checksum, known)
+        try:
+            fills.fill(self.plxsh, self.reference, source, image_format, checksum, known)
+        except PlxshError:
+            if not self.before:
+                self._unmake()
+            raise
+
+    def _unmake(self):
+        """Delete a VDI that was made for an image that is refused; not one with a mark."""
+        try:
+            self.plxsh.change_surely("vdi", "delete", "--", self.reference)
+        except PlxshError:
+            pass  # the first error says more
 
     def _checksum_to_have(self):
         """Return what `checksum` says, or that of the image."""
