@@ -36,6 +36,8 @@ options:
   force:
     description:
       - Format a file or a device that holds something other than a blockstore, which is lost then.
+      - For a device that hosts share, use it with C(run_once); two hosts that format it at once do
+        not see each other.
     type: bool
     default: false
 """

@@ -11,7 +11,7 @@ module: export_info
 short_description: See who has virtual disk images open
 description:
   - Returns the NBD clients of the tap that runs on the managed host, and what each has open.
-  - Returns also which VDIs are open for writing on any host that has the same lock master.
+  - Returns also who holds which VDIs, on any host that has the same lock master.
 version_added: 0.1.0
 author:
   - The Parallax developers (@parallax-vdi)
@@ -99,7 +99,8 @@ connections:
       type: str
 holders:
   description:
-    - Who has VDIs open for writing, on any host, as the lock master tells it.
+    - Who has VDIs open for writing, or keeps writers away while it reads them (as an export to a
+      file does), on any host, as the lock master tells it.
     - A tap has a VDI open as long as it has clients of it; a command of plxsh while it runs.
       Without a tap and a lock master it is empty, because then a command has the whole store.
   returned: when the lock master can be asked
@@ -152,7 +153,7 @@ def _connections(plxsh, store, socket):
 
 
 def _holders(plxsh):
-    """Return who has VDIs open for writing; raises PlxshError."""
+    """Return who holds VDIs; raises PlxshError."""
     found = []
     for lock in plxsh.ask("lock", "list")["locks"]:
         if lock["lock"].startswith(_VDI):

@@ -150,7 +150,7 @@ schedule:
   type: dict
   contains:
     every:
-      description: The interval, not there without a schedule.
+      description: The interval, null without a schedule.
       type: str
       sample: 1h
     keep:
