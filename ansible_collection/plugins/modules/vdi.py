@@ -142,6 +142,7 @@ vdi:
 
 import os
 import re
+from contextlib import suppress
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -385,10 +386,8 @@ class _Vdi:
 
     def _unmake(self):
         """Delete a VDI that was made for an image that is refused; not one with a mark."""
-        try:
+        with suppress(PlxshError):  # the first error says more
             self.plxsh.change_surely("vdi", "delete", "--", self.reference)
-        except PlxshError:
-            pass  # the first error says more
 
     def _checksum_to_have(self):
         """Return what `checksum` says, or that of the image."""
