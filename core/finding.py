@@ -13,7 +13,7 @@ from typing import Final
 from core import snaplog
 from core.blockstore import Blockstore
 from core.errors import BadRequest, Corrupt, NotFound
-from core.format import BLOCK, BLOCK_SHIFT, LIVE, LogBlock, VdiRecord
+from core.format import BLOCK, BLOCK_SHIFT, LIVE, WRITABLE, LogBlock, VdiRecord
 from core.registry import Registry, suggest
 from core.snaplog import Snapshot, SnapshotId
 
@@ -44,6 +44,19 @@ def snapshots(store: Blockstore, record: VdiRecord) -> Iterator[Snapshot]:
             if now.sequence == record.sequence:
                 raise
             record = now
+
+
+def is_kept(store: Blockstore, record: VdiRecord) -> bool:
+    """Say whether a snapshot of a VDI, or the one it was cloned from, has its contents.
+
+    That it has no blocks of its own does not tell: after a crash, who takes a VDI over
+    leaves what was written to nobody.
+    """
+    root = record.root & ~WRITABLE
+    if not record.mapped or any(found.root == root for found in snapshots(store, record)):
+        return True
+    parent = _snapshot_anywhere(store, SnapshotId(record.parent_block, record.parent_offset))
+    return parent is not None and parent.root == root
 
 
 def has_snapshot(store: Blockstore, record: VdiRecord, wanted: Snapshot) -> bool:

@@ -21,7 +21,9 @@ from plxsh.params import FILE, FORMAT, VDI, VDI_OR_SNAPSHOT, WordsArgument, name
 from plxsh.progress import Progress
 
 if TYPE_CHECKING:
+    from core.format import VdiRecord
     from core.image import Image
+    from core.session import Session
 
 _source_format = click.option(
     "--format",
@@ -29,6 +31,16 @@ _source_format = click.option(
     type=FORMAT,
     help="Format of SOURCE: raw, qcow2, or another that qemu-img knows.",
 )
+
+
+def _lost(session: Session, record: VdiRecord) -> str:
+    """Say what of a VDI no snapshot has; empty for nothing."""
+    from core.finding import is_kept
+
+    if record.own:
+        since = "since its newest snapshot" if record.snapshots else "in it"
+        return f"the {human_size(record.own << BLOCK_SHIFT)} written {since}"
+    return "" if is_kept(session.store, record) else "contents that no snapshot has"
 
 
 @click.command(
@@ -57,12 +69,9 @@ def fill(settings: Settings, vdi: str, source: str, image_format: str | None) ->
             # What is wrong with the source is told before anybody is asked.
             done = images.measured(source, image_format, session.store.device.name, size)
             size = size or done
-        if record.own:
-            lost = human_size(record.own << BLOCK_SHIFT)
-            since = "since its newest snapshot" if record.snapshots else "in it"
-            settings.confirm(
-                f"filling VDI {record.id} {record.name!r} loses the {lost} written {since}"
-            )
+        lost = _lost(session, record)
+        if lost:
+            settings.confirm(f"filling VDI {record.id} {record.name!r} loses {lost}")
         if settings.dry_run:
             with session.opened(record):  # refused while somebody else has it open
                 pass
