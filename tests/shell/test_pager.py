@@ -51,7 +51,9 @@ def paged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Set
     """Shows a text on a terminal of 20 columns and 10 rows; returns what a pager was given."""
     monkeypatch.setenv("PARALLAX_PAGER", f"tee {tmp_path}/given >/dev/null; echo paged")
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr("plxsh.pager.shutil.get_terminal_size", lambda: os.terminal_size((20, 10)))
+    monkeypatch.setattr(
+        "plxsh.pager.shutil.get_terminal_size", lambda **_: os.terminal_size((20, 10))
+    )
     monkeypatch.setattr("plxsh.pager.termios.tcgetattr", lambda _: [])
     monkeypatch.setattr("plxsh.pager.termios.tcsetattr", lambda *_: None)
     given = tmp_path / "given"
