@@ -24,6 +24,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from support.rooted import SIMULATED_HOSTS
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -37,7 +38,7 @@ xen_kit, xl_libraries = xen.conftest.xen_kit, xen.conftest.xl_libraries
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1800),
-    pytest.mark.skipif(os.geteuid() != 0, reason="only root can make simulated hosts"),
+    SIMULATED_HOSTS,
     pytest.mark.xdist_group("fleet"),  # one fleet for all tests of this file, in their order
 ]
 

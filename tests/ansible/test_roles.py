@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.rooted import SIMULATED_HOSTS
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = ROOT / "ansible_collection/roles"
@@ -40,7 +41,7 @@ slow = pytest.mark.slow
 on_a_host = [
     slow,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(os.geteuid() != 0, reason="only root can make simulated hosts"),
+    SIMULATED_HOSTS,
     pytest.mark.xdist_group("roles"),  # one host for all tests of this file, in their order
 ]
 

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support.rooted import SIMULATED_HOSTS
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(os.geteuid() != 0, reason="only root can make simulated hosts"),
+    SIMULATED_HOSTS,
     pytest.mark.xdist_group("simulated-hosts"),  # one world for most tests of this file
 ]
 
