@@ -87,6 +87,12 @@ def test_what_does_not_come_fails_with_the_screen(bash: Terminal) -> None:
         bash.cells("nothing")
 
 
+def test_who_lets_go_of_the_terminal_ends_a_little_later(open_terminal: Open) -> None:
+    terminal = open_terminal("sh", "-c", "exec <&- >&- 2>&-; sleep 0.3; exit 5")
+    with pytest.raises(ScreenError, match="ended with status 5"):
+        terminal.wait_for("nothing")
+
+
 def test_wait_for_what_goes_and_for_files(bash: Terminal, tmp_path: Path) -> None:
     bash.enter("echo something")
     bash.wait_for("something")

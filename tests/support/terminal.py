@@ -7,6 +7,7 @@ until something is there; nothing here depends on how fast the machine is.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -337,7 +338,7 @@ class Terminal:
             while not wanted():
                 left = deadline - time.monotonic()
                 if self._ended or left <= 0:
-                    why = f"ended with status {self.status}" if self._ended else "goes on"
+                    why = f"ended with status {self._final()}" if self._ended else "goes on"
                     named = repr(what) if isinstance(what, str) else "what was waited for"
                     picture = self.picture()
                     raise ScreenError(f"{named} did not come, the program {why}\n{picture}")
@@ -381,6 +382,12 @@ class Terminal:
     def status(self) -> int | None:
         """The exit status, minus the signal that ended it, or None while it runs."""
         return self._process.poll()
+
+    def _final(self) -> int | None:
+        """The status of a program that hung up: it lets go of its terminal before it ends."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_POLITE)
+        return self.status
 
     def wait(self, patience: float = PATIENCE) -> int:
         """Wait until the program has ended and all it wrote is on the screen."""
