@@ -11,18 +11,14 @@ cd "$(dirname "$0")/.."
 TESTS="tests/ansible/test_answers.py tests/ansible/test_collection.py
     tests/ansible/test_modules.py tests/ansible/test_playbooks.py tests/ansible/test_plugins.py"
 
-# build NAME CORE PYTHON: make one environment, with the project from a copy of the checkout.
+# build NAME CORE PYTHON: make one environment, which runs the project from this checkout.
 build() {
-    [ ! -e "$1/.stamp" ] || return 0
+    [ ! "$1/.stamp" -nt pyproject.toml ] || return 0
     echo "matrix: building $1"
     rm -rf "$1"
     "python$3" -m venv "$1"
-    copy=$(mktemp -d)
-    cp -r core plxsh deploy docs pyproject.toml LICENSE README.md "$copy"
-    "$1/bin/python" -m pip install --quiet --disable-pip-version-check \
-        "${copy}[dev]" "ansible-core==$2.*" ansible-lint antsibull-changelog antsibull-docs \
-        mock pytest-mock
-    rm -r "$copy"
+    "$1/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[dev]' \
+        "ansible-core==$2.*" ansible-lint antsibull-changelog antsibull-docs mock pytest-mock
     touch "$1/.stamp"
 }
 
