@@ -12,18 +12,16 @@ from typing import TYPE_CHECKING
 import click
 
 from core.errors import BadRequest
-from core.format import BLOCK_SHIFT
 from core.text import human_size
 from plxsh import render
 from plxsh.context import Settings, pass_settings
 from plxsh.groups import Command
+from plxsh.losing import unkept
 from plxsh.params import FILE, FORMAT, VDI, VDI_OR_SNAPSHOT, WordsArgument, names_snapshot
 from plxsh.progress import Progress
 
 if TYPE_CHECKING:
-    from core.format import VdiRecord
     from core.image import Image
-    from core.session import Session
 
 _source_format = click.option(
     "--format",
@@ -31,16 +29,6 @@ _source_format = click.option(
     type=FORMAT,
     help="Format of SOURCE: raw, qcow2, or another that qemu-img knows.",
 )
-
-
-def _lost(session: Session, record: VdiRecord) -> str:
-    """Say what of a VDI no snapshot has; empty for nothing."""
-    from core.finding import is_kept
-
-    if record.own:
-        since = "since its newest snapshot" if record.snapshots else "in it"
-        return f"the {human_size(record.own << BLOCK_SHIFT)} written {since}"
-    return "" if is_kept(session.store, record) else "contents that no snapshot has"
 
 
 @click.command(
@@ -69,7 +57,7 @@ def fill(settings: Settings, vdi: str, source: str, image_format: str | None) ->
             # What is wrong with the source is told before anybody is asked.
             done = images.measured(source, image_format, session.store.device.name, size)
             size = size or done
-        lost = _lost(session, record)
+        lost = unkept(session.store, record)
         if lost:
             settings.confirm(f"filling VDI {record.id} {record.name!r} loses {lost}")
         if settings.dry_run:

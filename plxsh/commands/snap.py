@@ -20,6 +20,7 @@ from plxsh import render
 from plxsh.context import Settings, pass_settings
 from plxsh.exports import session_for
 from plxsh.groups import Group
+from plxsh.losing import unkept
 from plxsh.params import INTERVAL, SNAPSHOT, VDI, VDI_OR_SNAPSHOT, WordsArgument, names_snapshot
 from plxsh.progress import Progress
 from plxsh.render import Column
@@ -191,11 +192,8 @@ def rollback(settings: Settings, vdi: str, snapshot: str) -> None:
         found = session.find_snapshot(snapshot)
         what = f"VDI {record.id} {record.name!r} to {_named(session, found)}"
         if found.vdi == record.id:
-            written = human_size(record.own << BLOCK_SHIFT)
-            settings.confirm(
-                f"rolling back {what} loses the {written} written since the newest snapshot",
-                record.name,
-            )
+            lost = unkept(session.store, record) or "nothing that no snapshot has"
+            settings.confirm(f"rolling back {what} loses {lost}", record.name)
         session.rollback(record, found)
     result = {
         "vdi": {"id": record.id, "name": record.name, "size": found.size},

@@ -75,8 +75,10 @@ def test_cutting_data_off_needs_the_name() -> None:
 def test_rolling_back_needs_the_name(snapshot: tuple[str, str]) -> None:
     status, shown = asked("snap", "rollback", "base", *snapshot, answer="\n")
     assert status == 130
-    assert "loses the 8 KiB written since the newest snapshot" in shown
+    assert "loses the 8 KiB written since its newest snapshot" in shown
     assert asked("snap", "rollback", "base", *snapshot, answer="base\n")[0] == 0
+    shown = asked("snap", "rollback", "base", *snapshot, answer="\n")[1]
+    assert "loses nothing that no snapshot has" in shown
 
 
 @pytest.mark.usefixtures("plx")
