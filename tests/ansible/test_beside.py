@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from support.tap import free_port, short_folder
 
+from core.session import Session
+
 pytestmark = pytest.mark.slow
 
 Host = Any
@@ -145,3 +147,43 @@ def test_what_machines_wrote_is_in_the_snapshot_that_a_module_takes(
     line = [*words, "vdi", "export", "vm", str(raw)]
     subprocess.run(line, env=stored.environment, check=True, capture_output=True)
     assert raw.read_bytes()[:8192] == b"\x07" * 8192
+
+
+@pytest.mark.parametrize("socket", SETTINGS[:1], indirect=True)
+def test_a_disk_in_use_is_not_filled_again(stored: Host, socket: Path) -> None:
+    """Whether the guest has written since the fill cannot be told, so it counts as if."""
+    stored("vdi", name="vm", source=str(stored.image))
+    (mark,) = stored("snapshot_info", vdi="vm")["snapshots"]
+    other = stored.folder / "other.img"
+    other.write_bytes(b"another system" * 1000)
+    client = reader(socket, "vm")
+    stored.always["wait"] = 0
+    try:
+        for check in (True, False):
+            told = stored("vdi", check=check, name="vm", source=str(other))
+            assert told.get("failed"), told
+            assert "in use" in told["msg"]
+        assert stored("snapshot_info", vdi="vm")["snapshots"] == [mark]
+    finally:
+        client.communicate("quit\n", timeout=60)
+    for check in (True, False):
+        told = stored("vdi", check=check, name="vm", source=str(other))
+        assert told.get("code") == "would_lose_data", told
+        assert "was written to" in told["msg"]
+
+
+def test_what_a_crash_left_is_not_rolled_back_without_force(stored: Host) -> None:
+    """Who takes a VDI over calls nothing its own, and yet no snapshot has what was written."""
+    stored("vdi", name="vm", size="1M")
+    stored("snapshot", vdi="vm", label="one")
+    with Session.open(str(stored.store)) as session:
+        with session.opened(session.registry.find("vm")) as vm:
+            vm.write(0, b"a guest" * 1000)
+        with session.opened(session.registry.find("vm")) as vm:
+            vm.map.disown()
+    assert stored("vdi_info", name="vm")["vdis"][0]["own"] == 0
+    told = stored.fails("snapshot", vdi="vm", label="one", state="rolled_back")
+    assert told["code"] == "would_lose_data"
+    told = stored("snapshot", vdi="vm", label="one", state="rolled_back", force=True)
+    assert not told.get("failed"), told
+    assert told["changed"]
