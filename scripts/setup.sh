@@ -31,6 +31,7 @@ has() {
         hostname) command -v hostname ;;
         libvirt-clients) command -v virsh ;;
         openssh-client) command -v ssh && command -v ssh-keygen ;;
+        systemd-container) command -v systemd-nspawn ;;
         util-linux) command -v unshare && command -v nsenter ;;
         libnbd-bin) command -v nbdcopy && command -v nbdinfo ;;
         python3-libnbd) /usr/bin/python3 -c 'import nbd' ;;
@@ -199,6 +200,7 @@ case ${1:-} in
         packages make curl e2fsprogs fio fish graphviz hostname iproute2 less libnbd-bin \
             libvirt-clients man-db nbd-client nbdkit openssh-client python3-libnbd shellcheck \
             systemd qemu-system-x86 qemu-utils strace util-linux zsh
+        [ "${PARALLAX_LONG:-}" != 1 ] || packages systemd-container
         ;;
     venv)
         packages
