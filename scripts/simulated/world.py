@@ -30,7 +30,7 @@ from simulated.failure import Failure
 
 CONTROL = "control"
 NETWORK = "10.0.0"
-PATIENCE = 30  # seconds, for a machine to begin or to end
+PATIENCE = 90  # seconds, for a machine to begin or to end
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 OWN = ("world.json", "inventory.yml", "hosts", *ssh.FILES)
 """What a world writes into its folder, beside one folder for each machine."""
@@ -110,6 +110,7 @@ class World:
         found = {
             "ansible_user": "root",
             "ansible_ssh_args": ssh.arguments(self.folder),
+            "ansible_ssh_timeout": PATIENCE,  # so many machines may keep this one busy
             "ansible_pipelining": True,
             "ansible_python_interpreter": os.path.realpath(sys.executable),
         }

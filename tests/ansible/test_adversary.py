@@ -175,10 +175,13 @@ def test_a_snapshot_without_a_label_is_told_of(stored: Host) -> None:
 
 
 def at_once(host: Host, *jobs: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Run modules at the same time, each in a process of its own; return what they told."""
+    """Run modules at the same time, each in a process of its own; return what they told.
+
+    Each waits its turn for as long as a busy machine may need.
+    """
     running = []
     for number, (name, params) in enumerate(jobs):
-        words, variables = host.command(name, **params)
+        words, variables = host.command(name, wait=90, **params)
         own = host.folder / f"job{number}.json"
         own.write_bytes(Path(words[-1]).read_bytes())
         line = [*words[:-1], str(own)]

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 Host = Any
 MIB = 1 << 20
-LEASE = 4  # short, so that the lock master is soon done with being quiet
+LEASE = 10  # short, so that the lock master is soon done with being quiet
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def service(host: Host, ready: str, *words: object) -> Iterator[None]:
             yield
         finally:
             process.terminate()
-            process.communicate(timeout=60)
+            process.communicate(timeout=90)
 
 
 SETTINGS = ["beside a tap", "under a lock master with a tap", "under a lock master"]
@@ -49,7 +49,7 @@ def socket(stored: Host, request: pytest.FixtureRequest) -> Iterator[Path | None
     with short_folder() as folder:
         unix = folder / "nbd.sock"
         stored.environment["PARALLAX_RUN_DIR"] = str(folder)
-        stored.always["wait"] = 30
+        stored.always["wait"] = 90
         if request.param == "beside a tap":
             with service(stored, "listening on", "tap", "serve", "--unix", unix):
                 yield unix
@@ -123,8 +123,8 @@ def in_use(stored: Host, socket: Path) -> None:
                 assert told.get("code") == "in_use", (name, check, told)
                 assert "vm" in told["msg"]
     finally:
-        client.communicate("quit\n", timeout=60)
-    stored.always["wait"] = 30
+        client.communicate("quit\n", timeout=90)
+    stored.always["wait"] = 90
     told = stored("snapshot", vdi="vm", label="live", state="rolled_back")
     assert told["changed"] is False, told  # all that was written was in it
 
@@ -138,7 +138,7 @@ def test_what_machines_wrote_is_in_the_snapshot_that_a_module_takes(
     try:
         assert stored("snapshot", vdi="vm", label="live")["changed"]
     finally:
-        client.communicate("write -P 9 0 8k\nquit\n", timeout=60)
+        client.communicate("write -P 9 0 8k\nquit\n", timeout=90)
     assert stored("snapshot", vdi="vm", label="live", state="rolled_back", force=True)["changed"]
     raw = stored.folder / "vm.raw"
     words = [str(stored.plxsh), "-s", str(stored.store)]
@@ -165,7 +165,7 @@ def test_a_disk_in_use_is_not_filled_again(stored: Host, socket: Path) -> None:
             assert "in use" in told["msg"]
         assert stored("snapshot_info", vdi="vm")["snapshots"] == [mark]
     finally:
-        client.communicate("quit\n", timeout=60)
+        client.communicate("quit\n", timeout=90)
     for check in (True, False):
         told = stored("vdi", check=check, name="vm", source=str(other))
         assert told.get("code") == "would_lose_data", told

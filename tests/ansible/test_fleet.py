@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ esac
 """
 IMAGE_SIZE = 3 << 20
 WRITTEN = 64 << 10
-PATIENCE = 600
+PATIENCE = 90
+HOLD = "-c 'sleep 1800000'"  # milliseconds: longer than any test; it is killed
 
 
 @dataclass
@@ -186,7 +188,7 @@ def test_every_machine_has_its_own_disk(fleet: Fleet) -> None:
 
 def test_no_disk_is_any_other_hosts_business(fleet: Fleet) -> None:
     """One that is open on its host is refused by the tap of another one."""
-    hold = f"qemu-io -f raw -c 'write -q 0 4096' -c 'sleep 60000' '{fleet.disk('vm01')}'"
+    hold = f"qemu-io -f raw -c 'write -q 0 4096' {HOLD} '{fleet.disk('vm01')}'"
     with held(fleet, "host1", hold, "vm01"):
         other = fleet.on("host2", "qemu-io", "-f", "raw", "-c", "read 0 512", fleet.disk("vm01"))
     assert other.returncode != 0
@@ -236,7 +238,7 @@ def test_a_machine_of_a_new_image_boots(fleet: Fleet, boot_kit: Path, guest: Pat
     assert ran.status == 0, ran.shown
     assert {name for name, count in ran.changed.items() if count} == {"host1", "boots"}
     script, log = fleet.shared / "kit/boot.sh", fleet.shared / "boot.log"
-    variables = [f"KIT={kit}", "TIMEOUT=240", f"LOG={log}"]
+    variables = [f"KIT={kit}", "TIMEOUT=900", f"LOG={log}"]
     booted = fleet.on("host2", "env", *variables, "bash", script, fleet.disk("boots"), "fleet")
     assert booted.returncode == 0, booted.stdout + log.read_text(errors="replace")
     assert "BOOTKIT-OK tag=fleet boots=1" in booted.stdout
@@ -248,28 +250,27 @@ def test_a_machine_of_a_new_image_boots(fleet: Fleet, boot_kit: Path, guest: Pat
     plxsh(fleet, "vdi", "validate", "debian@v1", kit / "root.img")
 
 
-class held:  # noqa: N801
-    """A client that keeps a disk open on a host."""
+@contextmanager
+def held(fleet: Fleet, host: str, command: str, name: str) -> Iterator[None]:
+    """A client that keeps a disk open on a host until the end of the block."""
+    line = fleet.on_line(host, "sh", "-c", f"exec {command}")
+    client = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
-    def __init__(self, fleet: Fleet, host: str, command: str, name: str) -> None:
-        self.fleet, self.host, self.command, self.name = fleet, host, command, name
-
-    def __enter__(self) -> None:
-        line = self.fleet.on_line(self.host, "sh", "-c", f"exec {self.command}")
-        self.client = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        until = time.monotonic() + 60
-        while not plxsh(self.fleet, "vdi", "show", self.name)["vdi"]["clients"]:
-            assert self.client.poll() is None, "the client has ended"
-            assert time.monotonic() < until, "nobody has the disk open"
+    def wait_until(is_open: bool) -> None:
+        until = time.monotonic() + PATIENCE
+        while bool(plxsh(fleet, "vdi", "show", name)["vdi"]["clients"]) != is_open:
+            assert not is_open or client.poll() is None, "the client has ended"
+            assert time.monotonic() < until, f"{name} is not {'open' if is_open else 'closed'}"
             time.sleep(0.2)
 
-    def __exit__(self, *_: object) -> None:
-        self.client.kill()
-        self.client.wait()
-        until = time.monotonic() + 60
-        while plxsh(self.fleet, "vdi", "show", self.name)["vdi"]["clients"]:
-            assert time.monotonic() < until, "the disk is still open"
-            time.sleep(0.2)
+    try:
+        wait_until(True)
+        yield
+        assert client.poll() is None, "the client has ended too early"
+    finally:
+        client.kill()
+        client.wait()
+    wait_until(False)
 
 
 def test_a_limit_is_one_machine(fleet: Fleet) -> None:
@@ -317,7 +318,7 @@ def test_snapshots_and_a_rollback(fleet: Fleet) -> None:
     unforced = fleet.play("rollback.yml", *two, "-e", "label=before")
     assert unforced.failed == {"vm05", "vm20"}
     assert "force" in unforced.shown
-    hold = f"qemu-io -f raw -c 'read -q 0 4096' -c 'sleep 60000' '{fleet.disk('vm05')}'"
+    hold = f"qemu-io -f raw -c 'read -q 0 4096' {HOLD} '{fleet.disk('vm05')}'"
     with held(fleet, "host1", hold, "vm05"):
         ran = fleet.play("rollback.yml", *two, "-e", "label=before", "-e", "force=true")
     assert ran.failed == {"vm05"}
@@ -333,7 +334,7 @@ def test_retiring(fleet: Fleet) -> None:
     all_of_them = fleet.play("retire.yml", "-e", "delete_vdi=true")
     assert all_of_them.failed == set(fleet.host_of)
     one = ["retire.yml", "--limit", "vm26"]
-    hold = f"qemu-io -f raw -c 'read -q 0 4096' -c 'sleep 60000' '{fleet.disk('vm26')}'"
+    hold = f"qemu-io -f raw -c 'read -q 0 4096' {HOLD} '{fleet.disk('vm26')}'"
     with held(fleet, "host2", hold, "vm26"):
         used = fleet.play(*one, "-e", "delete_vdi=true")
     assert used.failed == {"vm26"}

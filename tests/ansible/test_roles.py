@@ -92,8 +92,8 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     fleet = Fleet(tmp_path_factory.mktemp("roles"), {"host1": []})
-    fleet.up()
     try:
+        fleet.up()
         store = fleet.shared / "store.dat"
         variables = {
             "install_source": str(fleet.folder / "wheels"),
@@ -262,6 +262,8 @@ class TestOnAHost:
             read = tomllib.loads(installed.told("cat /etc/parallax/parallax.toml"))
             assert read["shell"]["aliases"] == odd
             assert read["lock_master"]["key"] == "/etc/parallax/lock.key"
+        gone = 'test -z "$(PARALLAX_RUN_DIR=/run/parallax plxsh tap list)"'
+        installed.told(f"timeout 90 sh -c 'until {gone}; do sleep 0.2; done'")
         third = installed.play(install_config=config)
         assert third.changed == {"host1": 1}, third.shown
         assert installed.process("parallaxd") != tap
@@ -358,7 +360,7 @@ class TestOnAHost:
 
 
 CONFINED = """
-import ctypes, os, subprocess, time
+import ctypes, os, socket, subprocess, time
 place = "PLACE"
 libc = ctypes.CDLL(None, use_errno=True)
 libc.prctl(65, 1, 0, 0, 0)  # PR_SET_MDWE: memory is writable or code, never both
@@ -370,9 +372,9 @@ words = ["setpriv", "--reuid", "parallax", "--regid", "parallax", "--init-groups
 given = {**os.environ, "PARALLAX_RUN_DIR": place}
 tap = subprocess.Popen(words, env=given)
 try:
-    for _ in range(600):
-        if os.path.exists(place + "/nbd.sock"):
-            break
+    until = time.monotonic() + 90
+    while socket.socket(socket.AF_UNIX).connect_ex(place + "/nbd.sock"):
+        assert time.monotonic() < until, "it does not listen"
         time.sleep(0.05)
     beside = ["plxsh", "--config", "/dev/null", "-s", place + "/store.dat", "-y"]
     def run(*words):
@@ -391,7 +393,7 @@ try:
 finally:
     child = open("/proc/%d/task/%d/children" % (tap.pid, tap.pid)).read().split()
     os.kill(int(child[0]) if child else tap.pid, 15)
-    assert tap.wait(30) == 0
+    assert tap.wait(90) == 0
 """
 
 

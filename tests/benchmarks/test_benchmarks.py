@@ -75,6 +75,7 @@ def module(name: str) -> ModuleType:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_quick_run_measures_everything(tmp_path: Path) -> None:
     result = tmp_path / "result.json"
     here = tmp_path / "here"

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.apt import have_lists
 
 KIT = Path(
     os.environ.get("PARALLAX_BOOTKIT", Path(__file__).parents[2].parent / "shared/tools/bootkit")
 )
-_QUIET: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "check": False}
 _NEEDED = ("build.sh", "boot.sh", "initramfs-init")
 
 
@@ -32,14 +31,13 @@ def boot_kit() -> Path:
 def guest(boot_kit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the guest: vmlinuz, initramfs.gz and root.img."""
     folder = tmp_path_factory.mktemp("guest")
-    if subprocess.run(["apt-cache", "show", "linux-image-cloud-amd64"], **_QUIET).returncode:
-        subprocess.run(["apt-get", "-qq", "update"], **_QUIET)
+    have_lists("linux-image-cloud-amd64", tmp_path_factory)
     built = subprocess.run(
         ["bash", boot_kit / "build.sh", folder],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=900,
         check=False,
     )
     assert built.returncode == 0, f"the guest cannot be built: {built.stdout}{built.stderr}"

@@ -12,14 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support.tap import listens
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
     pytest.mark.xdist_group("boot"),  # a guest takes a whole processor
 ]
 
-BOOT_LIMIT = 240
+BOOT_LIMIT = 480
 MARKER = "/var/lib/marker"
 
 
@@ -53,7 +54,7 @@ class Store:
         tap = subprocess.Popen(self.command("-q", "tap", "serve", "--unix", self.socket))
         try:
             until = time.monotonic() + 60
-            while not self.socket.exists():
+            while not listens(self.socket):
                 assert tap.poll() is None, "the tap has ended"
                 assert time.monotonic() < until, "the tap does not listen"
                 time.sleep(0.02)

@@ -32,6 +32,7 @@ from support.workload import (
 from core.errors import Corrupt
 
 Lists = Iterator[Sequence[Op]]
+pytestmark = pytest.mark.timeout(1200)
 
 RETRIED_COMMIT: Sequence[Op] = (
     ("write", A, 40 * K, 8 * K, 11),

@@ -24,6 +24,7 @@ from support.workload import (
     small_world,
 )
 
+pytestmark = pytest.mark.timeout(1200)  # thousands of states: minutes on a busy machine
 Record = Callable[[str, object], None]
 
 

@@ -57,6 +57,7 @@ def master_back(scene: Scene, _: list[Deed]) -> None:
         began = time.monotonic()
         fleet.kill_master()
         fleet.start_master()
+        fleet.wait_for(fleet.connected, "the taps to find the lock master")
         away = time.monotonic() - began
         scene.story.note(f"the lock master was away for {away:.2f} s")
         if away > fleet.lease / 4:  # this machine is too busy to promise anything

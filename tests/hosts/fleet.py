@@ -238,6 +238,14 @@ class Fleet:
         found = subprocess.run(self.keeper.command([*probe, f"{_PORT:04X}"]), check=False)
         return found.returncode == 0
 
+    def connected(self) -> bool:
+        """Whether each host has a connection to the lock master that neither side has closed."""
+        address = "".join(f"{int(part):02X}" for part in reversed(self.keeper.address.split(".")))
+        probe = ["grep", "-q", f" {address}:{_PORT:04X} 01 ", "/proc/net/tcp"]
+        return not any(
+            subprocess.run(host.command(probe), check=False).returncode for host in self.hosts
+        )
+
     def kill_master(self) -> None:
         """End the lock master without a warning."""
         assert self._master is not None

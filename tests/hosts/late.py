@@ -23,8 +23,8 @@ from hosts.truth import BLOCK, Image, contents
 
 from core import mkfs
 
-LEASE = 2.0
-STUCK = 9.0
+LEASE = 4.0
+STUCK = 24.0
 """Seconds: longer than it takes until the VDI is another's, and that one has written."""
 _BLOCK = 5
 
@@ -46,9 +46,9 @@ def stuck_write(story: Story) -> None:
     write(image, client)
     tracer = delayed(old.pid)
     try:
-        old.host.cut(silently=True)
         (value,) = image.sending([_BLOCK])
         client.send([Request(WRITE, _BLOCK * BLOCK, data=contents(value, _BLOCK))])
+        old.host.cut(silently=True)
         began = time.monotonic()
         successor = new.take("web")
         story.judge(image, successor)
@@ -59,7 +59,7 @@ def stuck_write(story: Story) -> None:
         time.sleep(began + STUCK + 1 - time.monotonic())
     finally:
         tracer.send_signal(signal.SIGINT)
-        _, log = tracer.communicate(timeout=30)
+        _, log = tracer.communicate(timeout=90)
     assert "INJECTED" in log or "DELAYED" in log, f"no write was stuck: {log}"
     successor = new.take("web")
     story.judge(image, successor)

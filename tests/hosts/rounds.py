@@ -23,7 +23,7 @@ from hosts.truth import Image
 from core import mkfs
 
 HOSTS = ("plxa", "plxb", "plxc")
-LEASES = {"calm": 4.0, "hard": 2.0}
+LEASES = {"calm": 6.0, "hard": 2.0}
 _MENUS = {"calm": faults.CALM, "hard": faults.HARD}
 _EXTENT = 4 << 20
 _EXTENTS = 48

@@ -41,12 +41,13 @@ def play(module: str, folder: Path, **options: object) -> None:
         process.communicate()
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("menu", "rounds", "seed"), [("calm", 34, 1), ("hard", 16, 2)])
 def test_nothing_is_lost(menu: str, rounds: int, seed: int, tmp_path: Path) -> None:
     play("rounds", tmp_path, menu=menu, rounds=rounds, seed=seed)
 
 
+@pytest.mark.timeout(900)
 def test_a_write_that_lands_too_late_replaces_nothing(tmp_path: Path) -> None:
     play("late", tmp_path)
 

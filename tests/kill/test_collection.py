@@ -23,7 +23,7 @@ from core.check import check
 from core.format import DELETED
 from core.session import Session
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def fill_with_garbage(path: Path) -> None:

@@ -15,7 +15,7 @@ from kill.repeat import plxsh, works_again
 from kill.tracing import EIO, FULL, KILL, KILLED, PLXSH, SYNCS, Fault, Point, calls_in, points, run
 from kill.view import View, sound, view
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 FAULTS = {"kill": KILL, "EIO": EIO, "ENOSPC": FULL}
 

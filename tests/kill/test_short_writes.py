@@ -14,7 +14,7 @@ from kill.repeat import plxsh, works_again
 from kill.tracing import PLXSH
 from kill.view import sound, view
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 pwritev = os.pwritev
 

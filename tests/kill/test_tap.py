@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from kill.taps import Tap, audit, running, work
 from kill.tracing import EIO, KILL, KILLED, SOCKETS, SYNCS, WRITES, Fault, Point, points
 from kill.view import sound
 
-pytestmark = pytest.mark.slow
+from core.tap.server import COMMIT_INTERVAL
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 STORE = Job("")
 NBD_EIO, NBD_ENOSPC = 5, 28
@@ -23,7 +26,19 @@ MISSED = 3
 
 
 def good_run(stores: Stores, names: tuple[str, ...]) -> list[Point]:
-    """Serve undisturbed and look at the result; return where it can be disturbed."""
+    """Serve undisturbed and look at the result; return where it can be disturbed.
+
+    A run that took too long has commits of the tap's own in it, which others do not have.
+    """
+    for _ in range(5):
+        began = time.monotonic()
+        where = undisturbed(stores, names)
+        if time.monotonic() - began < COMMIT_INTERVAL:
+            break
+    return where
+
+
+def undisturbed(stores: Stores, names: tuple[str, ...]) -> list[Point]:
     store = stores.new(STORE)
     with running(store) as tap:
         for step in work(tap):

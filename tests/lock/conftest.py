@@ -9,9 +9,16 @@ from typing import Any
 import pytest
 from support.locks import SHORT, service
 
+from core import lock_connection
 from core.lock_connection import LockConnection
 from core.lock_service import LockService
 from core.lock_timing import Timing
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock master that is only slow is waited for."""
+    monkeypatch.setattr(lock_connection, "FIRST", 60.0)
 
 
 @pytest.fixture

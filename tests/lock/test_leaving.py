@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -18,6 +18,7 @@ import pytest
 from lock.conftest import Join
 from support.locks import ROOT, service, soon
 
+from core import lock_link
 from core.lock_connection import LockConnection
 from core.lock_link import Link
 from core.lock_messages import ListLocks, Request
@@ -35,9 +36,20 @@ def timing() -> Timing:
     return Timing.of(600)
 
 
+@pytest.fixture(autouse=True)
+def _last_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock master that is only slow is waited for, also at the end."""
+    monkeypatch.setattr(lock_link, "_LAST_WORDS", 60.0)
+
+
 def sessions(master: LockService) -> int:
     with master.desk:
         return master.master.figures().sessions
+
+
+def waiting(master: LockService) -> int:
+    with master.desk:
+        return master.master.figures().waiting
 
 
 @pytest.mark.parametrize("how", ["unix", "tcp", "key"])
@@ -75,7 +87,7 @@ def test_a_goodbye_that_is_said_while_others_are_sent(
 
     monkeypatch.setattr(Link, "_send", leave)
     locks.ask("vdi/1", wait=60.0)
-    said.wait(60)
+    assert said.wait(60)
     locks._link._thread.join()
     soon(lambda: sessions(master) == 0)
 
@@ -94,21 +106,37 @@ def test_a_goodbye_before_much_that_nobody_reads(port: int, master: LockService)
         assert sessions(master) == 0
 
 
-@contextmanager
-def interrupted() -> Iterator[None]:
-    """Have the main thread interrupted a moment from now, as by Ctrl-C."""
+def is_waiting(thread: int) -> bool:
+    """Whether a thread waits on a condition; not for an event, as when it starts another one."""
+    frame = sys._current_frames()[thread]
+    caller = frame.f_back
+    assert caller is not None
+    return frame.f_code.co_name == "wait" and caller.f_code.co_name != "wait"
+
+
+def interrupted(waits: Callable[[], object], when: Callable[[], object]) -> None:
+    """Interrupt the main thread, as by Ctrl-C, while it waits in what it is to call."""
+    main, over = threading.get_ident(), threading.Event()
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    def interrupt() -> None:
+        while not over.wait(0.01):
+            if when() and is_waiting(main):
+                signal.pthread_kill(main, signal.SIGUSR1)
+                return
+
+    before = signal.signal(signal.SIGUSR1, stop)
+    interrupting = threading.Thread(target=interrupt)
+    interrupting.start()
     try:
-        with pytest.raises(KeyboardInterrupt):
-            yield
+        with pytest.raises(KeyboardInterrupt):  # which would end all tests
+            waits()
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        over.set()
+        interrupting.join()
+        signal.signal(signal.SIGUSR1, before)
 
 
 @pytest.mark.parametrize("here", [True, False])
@@ -118,8 +146,7 @@ def test_a_wait_that_is_interrupted_leaves_nothing(
     waits: Locks = master.locks if here else join()
     holds = join()
     held = holds.acquire("vdi/1")
-    with interrupted():
-        waits.acquire("vdi/1", wait=300.0)
+    interrupted(lambda: waits.acquire("vdi/1", wait=300.0), when=lambda: waiting(master))
     held.release()
     soon(lambda: not master.locks.holdings())
     holds.acquire("vdi/1").release()
@@ -133,15 +160,17 @@ def silence() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def threads() -> int:
-    return sum(thread.name == "lock session" for thread in threading.enumerate())
+def threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "lock session"}
 
 
 def test_a_join_that_is_interrupted_leaves_no_thread() -> None:
-    before = threads()
-    with silence() as port, interrupted():
-        LockConnection(f"127.0.0.1:{port}", "waits")
-    soon(lambda: threads() == before)
+    before = threads()  # some of an earlier test may be about to end
+    with silence() as port:
+        interrupted(
+            lambda: LockConnection(f"127.0.0.1:{port}", "waits"), when=lambda: threads() - before
+        )
+    soon(lambda: not threads() - before)
 
 
 def test_closing_while_it_connects_again(
@@ -235,4 +264,4 @@ def test_a_child_ends_nothing_of_its_parent(unix: str, master: LockService) -> N
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert sessions(master) == 0
+    soon(lambda: sessions(master) == 0)

@@ -22,6 +22,7 @@ from core.errors import InUse
 from core.lock_epoch import EpochFile
 from core.lock_metrics import LockMetrics, MetricsPage
 from core.lock_service import LockService
+from core.lock_timing import Timing
 
 pytestmark = pytest.mark.slow
 
@@ -30,12 +31,18 @@ import json, sys
 from core.lock_serve import serve_lock_master
 from core.lock_timing import Timing
 serve_lock_master(
-    ("127.0.0.1", 0), sys.argv[1], state=sys.argv[2], timing=Timing.of(1.0),
+    ("127.0.0.1", 0), sys.argv[1], state=sys.argv[2], timing=Timing.of(4.0),
     metrics=("127.0.0.1", 0),
     ready=lambda service: print(json.dumps(service.addresses), flush=True),
 )
 print("ended", flush=True)
 """
+
+
+@pytest.fixture
+def timing() -> Timing:
+    """So long that nothing ends by itself."""
+    return Timing.of(600)
 
 
 def test_it_serves_until_it_is_told_to_stop(folder: Path, unix: str, join: Join) -> None:
@@ -56,10 +63,10 @@ def test_it_serves_until_it_is_told_to_stop(folder: Path, unix: str, join: Join)
         assert told.recv(100) == b"READY=1"
         with pytest.raises(InUse, match="another lock master runs"):
             EpochFile(state)
-        join(f"{host}:{port}").acquire("vdi/1", wait=30.0)
+        join(f"{host}:{port}").acquire("vdi/1", wait=60.0)
         program.send_signal(signal.SIGTERM)
         assert program.stdout.read() == "ended\n"
-        assert program.wait(30) == 0
+        assert program.wait(60) == 0
         assert told.recv(100) == b"STOPPING=1"
         assert not os.path.exists(unix)
     finally:
@@ -115,7 +122,7 @@ def test_a_slow_visitor_of_the_metrics_is_dropped(
     monkeypatch.setattr("core.lock_metrics.PATIENCE", 0.3)
     page = MetricsPage(LockMetrics(master), ("127.0.0.1", 0))
     try:
-        with socket.create_connection(page.address, 20) as slow:
+        with socket.create_connection(page.address, 60) as slow:
             slow.sendall(b"GET /metrics HTTP/1.1\r\nX: ")
             soon(lambda: slow.recv(100) == b"")
     finally:

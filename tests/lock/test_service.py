@@ -12,14 +12,24 @@ import pytest
 from lock.conftest import Join
 from support.locks import SHORT, FreshEpochs, service, soon
 
+from core import lock_connection
 from core.errors import BadRequest, Fenced, InUse, IoFailed, NoSpace, NotFound
 from core.lock_connection import LockConnection
 from core.lock_messages import LockReleased, SessionDied
 from core.lock_service import LockService
+from core.lock_timing import Timing
 from core.locks import Locks
 from core.remote import pack_error
 
 pytestmark = pytest.mark.usefixtures("master")
+ending = pytest.mark.parametrize("timing", [SHORT], ids=["short"])
+"""For a test that waits until a lease ends."""
+
+
+@pytest.fixture
+def timing() -> Timing:
+    """So long that nothing ends by itself."""
+    return Timing.of(600)
 
 
 def test_a_lock_is_held_by_one(join: Join) -> None:
@@ -30,7 +40,7 @@ def test_a_lock_is_held_by_one(join: Join) -> None:
         b.acquire("vdi/1")
     grant.release()
     grant.release()
-    b.acquire("vdi/1", wait=5.0)
+    b.acquire("vdi/1", wait=60.0)
     with pytest.raises(InUse, match="already held by this process"):
         b.acquire("vdi/1")
     a.acquire("vdi/2")
@@ -87,7 +97,7 @@ def test_many_share(join: Join) -> None:
         c.acquire("vdi/1")
     one.release()
     two.release()
-    c.acquire("vdi/1", wait=10.0)
+    c.acquire("vdi/1", wait=60.0)
 
 
 def test_the_holder_is_asked(join: Join) -> None:
@@ -98,7 +108,7 @@ def test_the_holder_is_asked(join: Join) -> None:
 
     def serve() -> None:
         for _ in range(2):
-            called.wait(20)
+            called.wait(60)
             called.clear()
             for call in a.calls():
                 assert (call.name, call.method) == ("vdi/1", "snapshot")
@@ -110,9 +120,9 @@ def test_the_holder_is_asked(join: Join) -> None:
     called.clear()
     server = threading.Thread(target=serve)
     server.start()
-    assert b.call("vdi/1", "snapshot", "abc") == "cba"
+    assert b.call("vdi/1", "snapshot", "abc", wait=60.0) == "cba"
     with pytest.raises(NoSpace, match="the store is full"):
-        b.call("vdi/1", "snapshot", "full")
+        b.call("vdi/1", "snapshot", "full", wait=60.0)
     server.join()
 
 
@@ -141,15 +151,17 @@ def test_the_process_of_the_master_locks_and_is_asked(join: Join, master: LockSe
     woken = threading.Event()
     here.when_called(woken.set)
     answers: list[str] = []
-    caller = threading.Thread(target=lambda: answers.append(there.call("vdi/1", "m", "text")))
+    caller = threading.Thread(
+        target=lambda: answers.append(there.call("vdi/1", "m", "text", wait=60.0))
+    )
     caller.start()
-    assert woken.wait(20)
+    assert woken.wait(60)
     (called,) = here.calls()
     assert here.calls() == ()
     here.answer(called, True, called.argument.upper())
     caller.join()
     assert answers == ["TEXT"]
-    asked = there.ask("vdi/1", wait=30.0)
+    asked = there.ask("vdi/1", wait=60.0)
     grant.release()
     soon(asked.poll)
     with pytest.raises(Fenced):
@@ -161,20 +173,20 @@ def test_the_process_of_the_master_waits_and_asks(join: Join, master: LockServic
     theirs = there.acquire("vdi/1")
     with pytest.raises(InUse):
         here.acquire("vdi/1", wait=0.1)
-    asked = here.ask("vdi/1", wait=30.0)
+    asked = here.ask("vdi/1", wait=60.0)
     assert asked.poll() is None
     woken = threading.Event()
     there.when_called(woken.set)
 
     def serve() -> None:
-        assert woken.wait(20)
+        assert woken.wait(60)
         for called in there.calls():
             there.answer(called, True, "given up")
         theirs.release()
 
     server = threading.Thread(target=serve)
     server.start()
-    assert here.call("vdi/1", "give_up", wait=20.0) == "given up"
+    assert here.call("vdi/1", "give_up", wait=60.0) == "given up"
     server.join()
     soon(asked.poll)
     grant = asked.poll()
@@ -189,6 +201,7 @@ def test_the_process_of_the_master_waits_and_asks(join: Join, master: LockServic
         grant.check()
 
 
+@ending
 def test_a_break_takes_it_at_once(join: Join, master: LockService) -> None:
     a, b, c = join(), join(), join()
     grant = a.acquire("vdi/1")
@@ -214,6 +227,7 @@ def _is_fenced(grant: object) -> bool:
     return False
 
 
+@ending
 def test_a_break_that_runs_out_leaves_a_suspect(join: Join, master: LockService) -> None:
     a, b = join(), join()
     a.acquire("vdi/1")
@@ -224,6 +238,7 @@ def test_a_break_that_runs_out_leaves_a_suspect(join: Join, master: LockService)
     assert a.suspect("vdi/2")
 
 
+@ending
 def test_events_and_lists(join: Join) -> None:
     a, b = join(purpose="one"), join()
     b.watch()
@@ -256,9 +271,9 @@ def test_two_stores_at_one_master(join: Join) -> None:
     other.acquire("vdi/2")
     woken = threading.Event()
     other.when_called(woken.set)
-    caller = threading.Thread(target=lambda: a.call("vdi/2", "m"))
+    caller = threading.Thread(target=lambda: a.call("vdi/2", "m", wait=60.0))
     caller.start()
-    assert woken.wait(20)
+    assert woken.wait(60)
     (called,) = other.calls()
     assert called.name == "vdi/2"
     other.answer(called, True)
@@ -270,7 +285,7 @@ def test_a_goodbye_gives_everything_back(join: Join, master: LockService) -> Non
     a.acquire("vdi/1")
     a.close()
     a.close()
-    b.acquire("vdi/1", wait=10.0)
+    b.acquire("vdi/1", wait=60.0)
     assert not master.locks.suspect("vdi/1")
 
 
@@ -298,7 +313,8 @@ def test_nobody_is_there(folder: Path) -> None:
     assert "plxsh lock master" in caught.value.hint
 
 
-def test_one_that_says_nothing_is_given_up_on() -> None:
+def test_one_that_says_nothing_is_given_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock_connection, "FIRST", 0.5)
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         sock.listen()
@@ -318,10 +334,10 @@ def test_a_left_socket_file_is_replaced_and_a_live_one_not(unix: str, folder: Pa
     assert not os.path.exists(old)
 
 
-def test_a_path_longer_than_a_socket_takes(folder: Path) -> None:
+def test_a_path_longer_than_a_socket_takes(folder: Path, timing: Timing) -> None:
     deep = folder / ("a" * 60) / ("b" * 60)
     deep.mkdir(parents=True)
-    with service(str(deep / "locks")):
+    with service(str(deep / "locks"), timing=timing):
         locks = LockConnection(f"unix:{deep}/locks", "test")
         locks.acquire("vdi/1")
         locks.close()

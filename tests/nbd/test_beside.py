@@ -20,8 +20,11 @@ from core.remote import ask
 from core.session import Session
 from core.tap import protocol as p
 
-pytestmark = pytest.mark.slow
-LEASE = 2.0
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+LEASE = 6.0
+"""Seconds: to be waited for, and not over while a busy machine lets a process stand still."""
+LONG_LEASE = 20.0
+"""In which a lock master is started again, however busy the machine is."""
 PLXSH = [sys.executable, "-m", "plxsh"]
 
 
@@ -68,11 +71,11 @@ class Place:
             with suppress(ProcessLookupError):
                 process.send_signal(signal.SIGCONT)
                 process.terminate()
-            process.wait(60)
+            process.wait(90)
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 90
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.02)
@@ -194,41 +197,42 @@ def test_a_tap_that_was_killed_is_no_obstacle(place: Place) -> None:
     assert "sound" in place.run("store", "check")
 
 
+Master = Callable[[float], subprocess.Popen[bytes]]
+
+
 @pytest.fixture
-def master(place: Place) -> Callable[[], subprocess.Popen[bytes]]:
+def master(place: Place) -> Master:
     """Starts the lock master that the processes of the place use."""
     port = free_port()
     place.variables["PARALLAX_LOCK_MASTER"] = f"127.0.0.1:{port}"
     words = ["--listen", f"127.0.0.1:{port}", "--state", str(place.folder / "epoch")]
 
-    def start() -> subprocess.Popen[bytes]:
-        return place.start("lock", "master", *words, "--lease", str(int(LEASE)), ready="listens on")
+    def start(lease: float) -> subprocess.Popen[bytes]:
+        return place.start("lock", "master", *words, "--lease", f"{lease:g}", ready="listens on")
 
     return start
 
 
-def test_a_lock_master_that_comes_back_soon_is_not_missed(
-    place: Place, master: Callable[[], subprocess.Popen[bytes]]
-) -> None:
-    process = master()
+def test_a_lock_master_that_comes_back_soon_is_not_missed(place: Place, master: Master) -> None:
+    process = master(LONG_LEASE)
     place.tap()
     with writing(place.unix, "empty", flush=True) as writer:
         process.terminate()
         process.wait()
-        process = master()
+        process = master(LONG_LEASE)
         back = writer.done
         wait_for(lambda: writer.done > back + 20)
         wait_for(lambda: "answers again" in place.log.read_text())
-        time.sleep(LEASE)
+        time.sleep(LONG_LEASE)
     assert writer.failure is None
     assert " is lost" not in place.log.read_text()
 
 
 def test_a_tap_that_slept_longer_than_its_lease_writes_nothing(
-    place: Place, master: Callable[[], subprocess.Popen[bytes]]
+    place: Place, master: Master
 ) -> None:
     """Its VDI is somebody else's when it wakes up, with requests in its sockets."""
-    master()
+    master(LEASE)
     tap = place.tap()
     with RawClient(place.unix) as client:
         client.go("empty").write(0, b"a" * 8192)
@@ -269,13 +273,11 @@ def opened(unix: str) -> bool:
         return True
 
 
-def test_a_vdi_goes_from_one_tap_to_another(
-    place: Place, master: Callable[[], subprocess.Popen[bytes]]
-) -> None:
+def test_a_vdi_goes_from_one_tap_to_another(place: Place, master: Master) -> None:
     """Under a writing client; what was answered at the source is there at the destination."""
     with Session.open(place.store, "read") as session:
         vdi, scope = session.registry.find("empty"), session.store.sb.uuid.hex()
-    master()
+    master(LEASE)
     place.tap()
     address = place.variables["PARALLAX_LOCK_MASTER"]
     with closing(LockConnection(address, "a test", scope=scope)) as locks:

@@ -127,7 +127,10 @@ def test_a_long_read_of_many_pieces_is_fetched_together(
     order = list(range(0, 2 * MIB, BLOCK))
     random.Random(3).shuffle(order)
     data = noise(2 * MIB, "scattered")
-    with tap_in_thread(store, "none") as (tap, unix), RawClient(unix) as client:
+    with (
+        tap_in_thread(store, "none", commit_interval=3600.0) as (tap, unix),
+        RawClient(unix) as client,
+    ):
         client.go("empty", structured=True)
         for at in order:
             assert client.write(at, data[at : at + BLOCK]) == 0

@@ -12,6 +12,7 @@ from socket import create_connection, socket
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from support.fake_locks import wait_for
 from support.stores import small_store
 from support.tap import NbdError, RawClient, tap_in_thread
 
@@ -37,7 +38,7 @@ def told(store: str, **options: float) -> Iterator[tuple[Tap, str, Address]]:
 
 def ask(address: Address, request: bytes = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n") -> bytes:
     """Send something; return all that comes back until the tap hangs up."""
-    with create_connection(address, 30) as sock:
+    with create_connection(address, 90) as sock:
         sock.sendall(request)
         return everything(sock)
 
@@ -78,6 +79,11 @@ def values(address: Address) -> Values:
     """What the tap tells; waits as long as a page is given out again."""
     time.sleep(1.0)
     return Values(body(ask(address)))
+
+
+def closed(unix: str, left: int = 0) -> None:
+    """Wait until only so many exports are open: what was written to others is committed."""
+    wait_for(lambda: len(query_status(unix)["exports"]) <= left)
 
 
 def test_a_page_is_what_openmetrics_says(store: str) -> None:
@@ -138,6 +144,7 @@ def test_requests_are_counted_by_kind_and_export(store: str) -> None:
                 assert page["parallax_tap_commit_seconds_sum"] > 0
                 hits = page["parallax_tap_cache_hits_total"]
                 assert hits + page["parallax_tap_cache_misses_total"] == 3
+        closed(unix)
         later = values(address)  # nothing goes back when everybody has left
     for key, value in page.items():
         if key[0].endswith(("_total", "_bucket", "_count", "_sum")):
@@ -178,7 +185,7 @@ def test_a_failed_store_is_told(store: str, monkeypatch: pytest.MonkeyPatch) -> 
         raise IoFailed("the disk is gone")
 
     with ExitStack() as serving:
-        tap, unix, address = serving.enter_context(told(store))
+        tap, unix, address = serving.enter_context(told(store, commit_interval=3600.0))
         client = serving.enter_context(RawClient(unix))
         client.go("clone").write(0, b"x")
         assert values(address)["parallax_store_failed"] == 0
@@ -259,7 +266,7 @@ def test_head_tells_the_length_only(store: str) -> None:
 
 
 def test_a_request_may_come_a_byte_at_a_time(store: str) -> None:
-    with told(store) as (_, _, address), create_connection(address, 30) as sock:
+    with told(store) as (_, _, address), create_connection(address, 90) as sock:
         for byte in b"GET /metrics HTTP/1.1\r\n\r\n":
             sock.send(bytes([byte]))
         assert everything(sock).endswith(b"# EOF\n")
@@ -283,7 +290,7 @@ def test_a_taken_port_is_in_use_and_nothing_is_left(store: str, tmp_path: Path) 
 def test_curl_gets_the_page(store: str) -> None:
     with told(store) as (_, _, (host, port)):
         url = f"http://{host}:{port}/metrics"
-        command = ["curl", "--silent", "--show-error", "--fail", "--max-time", "30", url]
+        command = ["curl", "--silent", "--show-error", "--fail", "--max-time", "90", url]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert Values(done.stdout)["parallax_tap_connections"] == 0
         refused = subprocess.run([*command, "--data", "x=y"], capture_output=True, check=False)
@@ -297,7 +304,7 @@ def test_visitors_who_say_nothing_make_room(store: str) -> None:
     """At once, not when their time is up: nobody looks at that here."""
     with told(store, commit_interval=3600.0) as (_, _, address), ExitStack() as idle:
         silent = [
-            idle.enter_context(create_connection(address, 30)) for _ in range(MOST_VISITORS + 5)
+            idle.enter_context(create_connection(address, 90)) for _ in range(MOST_VISITORS + 5)
         ]
         assert body(ask(address)).endswith("# EOF\n")
         for sock in silent[:5]:
@@ -310,7 +317,7 @@ def test_visitors_who_take_too_long_are_dropped(
     monkeypatch.setattr("core.tap.http.PATIENCE", 0.05)
     with (
         told(store, commit_interval=0.05) as (_, _, address),
-        create_connection(address, 30) as sock,
+        create_connection(address, 90) as sock,
     ):
         sock.send(b"GET /met")
         assert sock.recv(1) == b""
@@ -324,7 +331,7 @@ def test_a_visitor_who_never_reads_does_not_hold_up_a_guest(
         assert tap._pages is not None
         monkeypatch.setattr(tap._pages, "_page", lambda: iter([b"x" * (1 << 20)] * 64))
         client.go("clone")
-        with create_connection(address, 30) as sock:
+        with create_connection(address, 90) as sock:
             sock.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
             assert sock.recv(1) == b"H"
             assert client.write(0, b"12345") == 0
@@ -353,7 +360,7 @@ def test_visitors_who_come_together_share_a_page(
 def test_a_visitor_who_leaves_early_is_forgotten(store: str) -> None:
     with told(store) as (tap, _, address):
         for _ in range(5):
-            with create_connection(address, 30) as sock:
+            with create_connection(address, 90) as sock:
                 sock.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
         ask(address)
         assert tap._pages is not None
@@ -408,6 +415,7 @@ def test_a_page_tells_of_no_more_exports(store: str, monkeypatch: pytest.MonkeyP
         for name in ("clone", "empty"):
             client = stack.enter_context(RawClient(unix))
             client.go(name).read(0, 10)
+        closed(unix, left=2)
         page = values(address)
     exports = {key[1] for key in page if key[0].startswith("parallax_tap_export_")}
     assert exports == {"clone", "empty"}

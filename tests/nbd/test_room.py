@@ -171,7 +171,10 @@ def test_all_that_changes_can_wait(store: str, locks: FakeLocks, kind: int, flag
     assert contents_of(store, "clone")[: MIB // 2] == (data or bytes(MIB // 2))
 
 
-def test_no_space_is_said_when_it_is_true(store: str, locks: FakeLocks) -> None:
+def test_no_space_is_said_when_it_is_true(
+    store: str, locks: FakeLocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.tap.room._NONE_FOR", 3600.0)
     locks.others = {f"extent/{number}" for number in range(16)}
     with tap_under(locks, store) as (tap, unix, _), writer_on(unix) as one:
         assert one.write(0, b"data") == errno.ENOSPC

@@ -131,7 +131,7 @@ def test_after_a_failed_flush_nothing_is_acknowledged(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with ExitStack() as serving:
-        tap, unix = serving.enter_context(tap_in_thread(store))
+        tap, unix = serving.enter_context(tap_in_thread(store, commit_interval=3600.0))
         flush = Broken(tap._session.store.device.flush, IoFailed("the disk is gone"))
         monkeypatch.setattr(tap._session.store.device, "flush", flush)
         with RawClient(unix) as client:
@@ -190,7 +190,7 @@ def test_a_read_that_misses_memory_is_answered_after_the_others(
             if not wait and offset not in seen and len(buffers[0]) == 8192:
                 raise WouldBlock((offset, 8192))
             if threading.current_thread().name.startswith("tap-read"):
-                allowed.wait(30)
+                allowed.wait(60)
                 seen.add(offset)
             real(offset, buffers, wait)
 
@@ -228,7 +228,9 @@ def test_a_socket_that_nobody_listens_on_is_replaced(store: str) -> None:
 def test_a_socket_that_somebody_listens_on_is_left_alone(unix: str, tmp_path: Path) -> None:
     from support.stores import small_store
 
-    with Session.open(small_store(tmp_path / "..")) as session, pytest.raises(InUse, match=unix):
+    other = tmp_path / "other"
+    other.mkdir()
+    with Session.open(small_store(other)) as session, pytest.raises(InUse, match=unix):
         Tap(session, unix)
 
 
@@ -281,8 +283,8 @@ def test_the_empty_name_is_the_only_vdi(tmp_path: Path) -> None:
         assert client.go("").size == 4096
 
 
-def test_the_status_tells_who_has_what_open(store: str, unix: str) -> None:
-    with RawClient(unix) as client:
+def test_the_status_tells_who_has_what_open(store: str) -> None:
+    with tap_in_thread(store, commit_interval=3600.0) as (_, unix), RawClient(unix) as client:
         client.go("clone").write(0, b"12345")
         client.read(0, 100)
         told = query_status(unix)
@@ -359,7 +361,7 @@ def test_systemd_is_told_and_its_sockets_are_taken(store: str) -> None:
     with short_folder() as folder:
         told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         told.bind(str(folder / "notify"))
-        told.settimeout(30)
+        told.settimeout(90)
         listening = socket.socket(socket.AF_UNIX)
         listening.bind(str(folder / "activated"))
         listening.listen()
@@ -384,7 +386,7 @@ def test_systemd_is_told_and_its_sockets_are_taken(store: str) -> None:
                 assert client.go("golden").read(0, 4) == CONTENTS[:4]
             process.terminate()
             assert told.recv(100) == b"STOPPING=1"
-            assert process.wait(30) == 0
+            assert process.wait(90) == 0
 
 
 @pytest.mark.slow

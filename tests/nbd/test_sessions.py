@@ -187,7 +187,7 @@ def test_scheduled_snapshots_are_points_between_two_requests(store: str, locks: 
         assert locks.ask_for(f"vdi/{number}", "schedule", every_ns=10_000_000, keep=20) == {}
         done = 0
         until = time.monotonic() + 1.5
-        while time.monotonic() < until:
+        while time.monotonic() < until or tap._shared.totals.scheduled_snapshots <= 20:
             done += 1
             stamp = done.to_bytes(8, "big") * 1024
             assert client.write(0, stamp) == 0
@@ -268,9 +268,11 @@ def test_a_vdi_that_no_client_wants_is_given_back(store: str, locks: FakeLocks) 
     number = vdi(store, "clone")
     with Session.open(store, "read") as session:
         uuid = session.registry.find("clone").uuid.hex()
+    granted: list[str] = []
+    locks.trouble = granted.append
     with tap_under(locks, store) as (tap, _, _):
         locks.ask_for("session/1", "take", vdi=number, uuid=uuid, seconds=0.2)
-        wait_for(lambda: tap._shared.exports.find(number) or f"vdi/{number}" in locks.held)
+        wait_for(lambda: f"vdi/{number}" in granted)
         wait_for(lambda: f"vdi/{number}" not in locks.held)
         assert tap._shared.exports.find(number) is None
 
@@ -288,7 +290,8 @@ def test_collections_run_one_at_a_time_and_end_with_the_tap(
     chore = Chore([sys.executable, "-c", script], {}, 0.1)
     with tap_under(locks, store, collector=chore) as (tap, _, _):
         wait_for(lambda: tap._shared.collecting.runs >= 2)
-    assert 2 <= len(log.read_text()) <= 4
+    runs = tap._shared.collecting.runs
+    assert runs <= len(log.read_text()) <= runs + 1
     assert any("collection: done here" in message for message in caplog.messages)
 
 

@@ -77,6 +77,7 @@ def compare(session: Session, record: VdiRecord, expected: bytes, hit: set[int])
             assert entry_block(image.map.lookup(at // BLOCK)) in hit
 
 
+@pytest.mark.timeout(1200)  # a minute on a busy machine
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(count=st.integers(1, 12), seed=st.integers(0, 2**32))
 def test_any_damage_is_reported_and_repaired(

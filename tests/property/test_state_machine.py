@@ -203,8 +203,9 @@ class TestStoreQuickly(StoreMachine.TestCase):  # type: ignore[misc]
     settings = settings(max_examples=25, stateful_step_count=30)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # minutes on a busy machine
 class TestWideStore(WideMachine.TestCase):  # type: ignore[misc]
-    pytestmark = pytest.mark.slow
     settings = settings(max_examples=20, stateful_step_count=30)
 
 

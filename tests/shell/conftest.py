@@ -71,6 +71,12 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tap on a busy machine answers late, and is none only for who has no time."""
+    monkeypatch.setattr("plxsh.exports._TIMEOUT", 60.0)
+
+
 @pytest.fixture
 def empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -12,6 +13,9 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+
+LEASE, QUIET = 12.0, 22.0
+"""Seconds of a lease that a machine may stand still in, and until a new lock master grants any."""
 
 # As a user who is not root, so that the default socket is in a folder of the test.
 PROGRAM = (
@@ -28,6 +32,35 @@ def as_user(*words: str, environment: Mapping[str, str]) -> subprocess.Completed
 @contextmanager
 def serving(*words: str, environment: dict[str, str]) -> Iterator[str]:
     """Run a command that serves until it is told to stop; yield its folder for sockets."""
+    with _started(*words, environment=environment) as (folder, _):
+        yield folder
+
+
+@contextmanager
+def lock_master(*words: str) -> Iterator[str]:
+    """Run a lock master on a port that is free, and yield its address."""
+    words = ("lock", "master", "--listen", "127.0.0.1:0", *words)
+    with _started(*words, environment=environment()) as (_, shown):
+        where = re.fullmatch(r"serving locks on (.+) port (\d+); Ctrl-C ends it\n", shown)
+        assert where, shown
+        yield ":".join(where.groups())
+
+
+@contextmanager
+def held_port() -> Iterator[int]:
+    """A TCP port where nobody listens and that is given to nobody who takes any free one.
+
+    Who asks for it, and may use addresses again, can listen there meanwhile.
+    """
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", 0))
+        yield sock.getsockname()[1]
+
+
+@contextmanager
+def _started(*words: str, environment: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Run a command that serves; yield its folder for sockets, and what it says when it does."""
     folder = environment["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="plx")
     environment["PARALLAX_RUN_DIR"] = os.path.join(folder, "parallax")
     try:
@@ -44,7 +77,7 @@ def serving(*words: str, environment: dict[str, str]) -> Iterator[str]:
                 shown = server.stderr.readline()
             assert shown, server.wait()
             try:
-                yield folder
+                yield folder, shown
             finally:
                 server.send_signal(signal.SIGTERM)
                 status = server.wait()

@@ -17,6 +17,7 @@ from shell.conftest import OpenShell, Plx
 from shell.tap import connect, environment, serving
 from support.tap import RawClient
 
+from core.tap.status import query_status
 from plxsh.commands.lock import break_
 
 pytestmark = pytest.mark.slow
@@ -35,7 +36,10 @@ def tap(plx: Plx, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def contents(path: str, export: str, length: int = 64 << 10) -> bytes:
     with RawClient(path).go(export) as client:
-        return client.read(0, length)
+        data = client.read(0, length)
+    while export in [served["name"] for served in query_status(path)["exports"]]:
+        time.sleep(0.05)  # a tap gives up what nobody has open, but not at once
+    return data
 
 
 def test_what_nobody_has_open_is_changed_as_ever(plx: Plx, tap: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -266,6 +267,12 @@ def test_the_example_works(plx: Plx, snapshot: tuple[str, str], line: str) -> No
     assert done.returncode == 0, done.stderr
 
 
+def listens(path: str) -> bool:
+    """Whether somebody does; a socket file is there a little before."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(path) == 0
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("plx")
 def test_the_example_of_the_daemon_works() -> None:
@@ -276,7 +283,7 @@ def test_the_example_of_the_daemon_works() -> None:
         del environment["PARALLAX_RUN_DIR"]
         with subprocess.Popen([sys.executable, "-c", code], env=environment) as daemon:
             until = time.monotonic() + 60
-            while not os.path.exists(path) and time.monotonic() < until:
+            while not listens(path) and time.monotonic() < until:
                 assert daemon.poll() is None
                 time.sleep(0.05)
             with closing(connect(path, "base@clean")) as clean:

@@ -23,6 +23,7 @@ from plxsh.names import Names
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setattr("plxsh.names._REST", 0)
+    monkeypatch.setattr("plxsh.paths._DEADLINE", 60.0)
     return patient(Settings(store=populated(tmp_path)))
 
 
@@ -285,7 +286,10 @@ def test_deleted_vdis(settings: Settings) -> None:
     assert words(settings, "vdi restore", ids[0]) == [ids[0]]
 
 
-def test_names_of_another_store(settings: Settings, tmp_path: Path) -> None:
+def test_names_of_another_store(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Names.__init__, "__defaults__", (60.0, "host"))  # as `patient`
     (tmp_path / "second").mkdir()
     other = populated(tmp_path / "second")
     with Session.open(other) as session:

@@ -34,8 +34,10 @@ def answer(
     store: Path,  # noqa: ARG001
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., list[str]]:
     """Asks as the scripts do; nothing may come on standard error, nor a failure."""
+    monkeypatch.setattr("plxsh.commands.completion._PATIENCE", 60.0)
     plx = Plx(tmp_path, capfd)
 
     def ask(shell: str, *asked: str) -> list[str]:
@@ -273,6 +275,8 @@ READ = {
     "fish": "plxsh completion fish | source",
 }
 PROMPT = "ready> "
+PATIENT = "from plxsh.commands import completion\ncompletion._PATIENCE = 60.0\n"
+"""Has `plxsh` wait for the names however slow the machine is."""
 
 
 class UnixShell(Terminal):
@@ -282,6 +286,10 @@ class UnixShell(Terminal):
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         env = {"PATH": path, "HOME": str(folder), "ZDOTDIR": str(folder), "PS1": PROMPT}
         env |= {"XDG_CONFIG_HOME": str(folder / "config"), "SHELL": None}
+        patient = folder / "patient"
+        patient.mkdir()
+        (patient / "sitecustomize.py").write_text(PATIENT)
+        env |= {"PYTHONPATH": str(patient)}
         (folder / ".zshrc").write_text(
             f"fpath=({folder}/functions $fpath)\n"
             f"autoload -Uz compinit\ncompinit -u\nPS1='{PROMPT}'\n"
@@ -290,7 +298,7 @@ class UnixShell(Terminal):
         super().__init__(START[shell], env, columns=100, rows=30, cwd=folder)
         try:
             if shell == "fish":
-                self.settle()
+                self.wait_for(lambda: self.screen[self.cursor.row].endswith((">", "#")))
                 self.send(f"function fish_prompt; echo -n '{PROMPT}'; end\r")
                 self.send("set -g fish_autosuggestion_enabled 0\r")
             self.wait_for(lambda: self.line == "")

@@ -130,7 +130,7 @@ def test_qemu_sees_an_error_and_can_open_it_again(plx: Plx, tap: str) -> None:
         client.stdin.write("write -P 7 0 4k\n")
         client.stdin.flush()
         while "ops" not in client.stdout.readline():
-            pass
+            assert client.poll() is None
         assert plx("-y", "tap", "disconnect", "web").out == "1\n"
         out, err = client.communicate("read 0 4k\nquit\n", timeout=60)
     assert "error" in out + err

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 from shell.conftest import Plx
-from shell.tap import environment, serving
+from shell.tap import lock_master
 from support.pki import certify
-from support.tap import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +24,7 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def secure(pki: Path) -> Iterator[str]:
     """A lock master that wants certificates."""
-    with _master("--tls", str(pki), "--state", str(pki / "state")) as address:
+    with lock_master("--tls", str(pki), "--state", str(pki / "state")) as address:
         yield address
 
 
@@ -33,22 +32,8 @@ def secure(pki: Path) -> Iterator[str]:
 def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """A lock master that wants a key."""
     key = _key(tmp_path_factory.mktemp("key") / "key", "what only tests have")
-    with _master("--key", str(key), "--state", f"{key}.epoch") as address:
+    with lock_master("--key", str(key), "--state", f"{key}.epoch") as address:
         yield address, key
-
-
-class _master:  # noqa: N801  # used as a function
-    def __init__(self, *words: str) -> None:
-        self._address = f"127.0.0.1:{free_port()}"
-        words = ("lock", "master", "--listen", self._address, "--lease", "1", *words)
-        self._serving = serving(*words, environment=environment())
-
-    def __enter__(self) -> str:
-        self._serving.__enter__()
-        return self._address
-
-    def __exit__(self, *what: object) -> None:
-        self._serving.__exit__(None, None, None)
 
 
 def _key(path: Path, text: str) -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 import pytest
 from shell.conftest import Plx
+from support.terminal import asleep, unread
 
 from plxsh.cli import cli
 from plxsh.context import Settings
@@ -202,17 +203,11 @@ def test_sigint_ends_a_fill_and_says_what_is_left(plx: Plx) -> None:
         assert process.stderr is not None
         process.stdin.write(b"x" * (1 << 16))
         process.stdin.flush()
-        while not os.path.exists(f"/proc/{process.pid}/fd") or not _holds(process.pid, plx.path):
+        while unread(process.stdin) or not asleep(process.pid):  # until it waits for more
             select.select([], [], [], 0.01)
-        select.select([], [], [], 0.3)  # past the last import
         process.send_signal(signal.SIGINT)
         err = process.stderr.read().decode()
         assert process.wait() == 130
     assert err.strip().startswith("plxsh: vdi fill: interrupted")
     assert "VDI 'new' is as before" in err
     assert plx("-o", "json", "vdi", "show", "new").json["vdi"]["size"] == 0
-
-
-def _holds(pid: int, path: Path) -> bool:
-    fds = Path(f"/proc/{pid}/fd")
-    return any(os.path.realpath(fd) == str(path) for fd in fds.iterdir())

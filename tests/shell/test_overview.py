@@ -31,6 +31,12 @@ def path(tmp_path: Path) -> str:
     return populated(tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def patience_with_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is, all names are counted."""
+    monkeypatch.setattr("plxsh.overview._NAMES_TIMEOUT", 60.0)
+
+
 @pytest.fixture
 def tap() -> Iterator[tuple[str, list[bytes]]]:
     """A socket whose status is the last document of a list."""

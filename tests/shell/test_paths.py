@@ -21,6 +21,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "disk.img").write_bytes(b"")
     (folder / "link").symlink_to("images")
     (folder / "broken").symlink_to("nowhere")
+    monkeypatch.setattr("plxsh.paths._DEADLINE", 60.0)
     monkeypatch.chdir(folder)
     return folder
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from shell.conftest import Plx
-from support.terminal import Terminal
+from support.terminal import Terminal, asleep, program
 
 from core.session import Session
 from plxsh.context import Settings
@@ -361,7 +361,10 @@ def test_a_conversion_that_is_interrupted_leaves_no_process(plx: Plx, tmp_path: 
         pid = tmp_path / "pid"
         while not (pid.exists() and pid.read_text().endswith("\n")):
             assert process.poll() is None
-        time.sleep(0.3)  # until it reads what the other process says
+            time.sleep(0.01)
+        # Until the other process is past what it says, and this one waits for more.
+        while program(int(pid.read_text())) != "sleep" or not asleep(process.pid):
+            time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
         err = process.stderr.read()

@@ -210,7 +210,8 @@ def test_what_goes_on_keeps_its_quote_open(shell: Interpreter) -> None:
     assert "snap delete base@clean" in offered(shell, "snap delete base@")
 
 
-def test_files_behind_a_redirection(shell: Interpreter) -> None:
+def test_files_behind_a_redirection(shell: Interpreter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plxsh.paths._DEADLINE", 60.0)
     assert "vdi list > blockstore.dat" in offered(shell, "vdi list > bl")
     assert "vdi list >blockstore.dat" in offered(shell, "vdi list >bl")
     assert "vdi list >blockstore.dat" in offered(shell, "vdi list >")

@@ -72,11 +72,12 @@ class Terminal:
         assert self._shell.stdin is not None
         self._shell.stdin.write(f"{{ {line}\n}} </dev/null; printf '\\036%s\\n' $?\n")
         self._shell.stdin.flush()
-        shown = ""
+        raw, shown = b"", ""
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
             if select.select([self._master], [], [], 0.1)[0]:
-                shown += os.read(self._master, 1 << 16).decode().replace("\r\n", "\n")
+                raw += os.read(self._master, 1 << 16)  # maybe half a character, or half a "\r\n"
+                shown = raw.decode(errors="replace").replace("\r\n", "\n")
             done = _DONE.search(shown)
             text = shown[: done.start()] + shown[done.end() :] if done else shown
             if done and (not line.endswith("&") or matches(expected, text)):

@@ -14,15 +14,16 @@ from pathlib import Path
 
 import pytest
 from shell.conftest import Plx
-from shell.tap import PROGRAM, environment, serving
-from support.tap import NbdError, RawClient, free_port
+from shell.tap import LEASE, PROGRAM, QUIET, environment, held_port, serving
+from shell.tap import lock_master as serving_locks
+from support.tap import NbdError, RawClient
 
 from core.errors import IoFailed
 from plxsh import classic
 from plxsh.commands.lock import handover
 from plxsh.context import Settings
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("several-hosts")]  # one lock master
 
 KEY = "a key that only tests have, and all of them\n"
 
@@ -34,11 +35,9 @@ def lock_master(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str,
     key = folder / "key"
     key.write_text(KEY)
     key.chmod(0o600)
-    address = f"127.0.0.1:{free_port()}"
     state = str(folder / "state.epoch")
-    words = ["lock", "master", "--listen", address, "--key", str(key), "--lease", "3"]
-    with serving(*words, "--state", state, environment=environment()):
-        time.sleep(6)  # it grants nothing before
+    with serving_locks("--key", str(key), "--lease", str(LEASE), "--state", state) as address:
+        time.sleep(QUIET)  # it grants nothing before
         yield address, key
 
 
@@ -116,7 +115,10 @@ def test_each_vdi_has_one_writer_and_tools_reach_it(plx: Plx, hosts: tuple[Host,
         two("store", "grow", "--extents", "8")
 
 
-def test_a_vdi_is_handed_over(plx: Plx, hosts: tuple[Host, Host]) -> None:
+def test_a_vdi_is_handed_over(
+    plx: Plx, hosts: tuple[Host, Host], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("plxsh.commands.lock._PATIENCE", 60.0)
     one, two = hosts
     to = sessions(plx)[1]
     assert "nobody has VDI 1 'web' open" in plx.fails(3, "lock", "handover", "web", to)
@@ -165,7 +167,7 @@ def test_a_tap_that_does_not_answer_is_named(
     plx: Plx, hosts: tuple[Host, Host], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = hosts
-    monkeypatch.setattr("plxsh.commands.disconnect._ANSWER", 0.5)
+    monkeypatch.setattr("plxsh.commands.disconnect._ANSWER", 3.0)
     with RawClient(one.socket).go("base@clean"), RawClient(two.socket).go("web") as writer:
         rows = plx("-o", "json", "lock", "list").json["locks"]
         (pid,) = (row["process"] for row in rows if row["lock"] == sessions(plx)[0])
@@ -173,6 +175,7 @@ def test_a_tap_that_does_not_answer_is_named(
         try:
             line = plx.fails(5, "-y", "tap", "disconnect", "base@clean")
             assert f"process {pid} (plxsh tap serve): the holder did not answer" in line
+            monkeypatch.setattr("plxsh.commands.disconnect._ANSWER", 60.0)
             assert plx("-y", "tap", "disconnect", "web").out == "1\n"  # which is not open there
             assert writer.hung_up()
         finally:
@@ -183,9 +186,9 @@ def test_who_may_not_or_cannot_is_told_in_one_line(
     plx: Plx, lock_master: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     address, key = lock_master
-    nobody = f"127.0.0.1:{free_port()}"
-    line = plx.fails(5, "--lock-master", nobody, "vdi", "create", "x")
-    assert nobody in line
+    with held_port() as port:
+        nobody = f"127.0.0.1:{port}"
+        assert nobody in plx.fails(5, "--lock-master", nobody, "vdi", "create", "x")
     wrong = tmp_path / "wrong"
     wrong.write_text("another key, but long enough\n")
     wrong.chmod(0o600)
@@ -199,11 +202,12 @@ def test_who_may_not_or_cannot_is_told_in_one_line(
 
 
 def test_who_is_not_there_is_no_reason_not_to_list(plx: Plx) -> None:
-    nobody = f"127.0.0.1:{free_port()}"
-    result = plx("--lock-master", nobody, "vdi", "list")
-    assert "web" in result.out
-    assert f"warning: the lock master at {nobody} " in result.err
-    result = plx("-o", "json", "--lock-master", nobody, "store", "info")
+    with held_port() as port:
+        nobody = f"127.0.0.1:{port}"
+        result = plx("--lock-master", nobody, "vdi", "list")
+        assert "web" in result.out
+        assert f"warning: the lock master at {nobody} " in result.err
+        result = plx("-o", "json", "--lock-master", nobody, "store", "info")
     assert result.json["store"]["served_by"] is None
     assert f"warning: the lock master at {nobody} " in result.err
 

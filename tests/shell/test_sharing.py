@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from shell.conftest import Plx
-from shell.tap import environment, serving
-from support.tap import free_port
+from shell.tap import LEASE, QUIET, environment, lock_master, serving
 
 from core.errors import InUse
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lock-masters")]  # one pair for all
 
 
 @pytest.fixture(scope="module")
 def masters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     """The addresses of two lock masters that are past their quiet time."""
     folder: Path = tmp_path_factory.mktemp("locks")
-    found = []
-    with ExitStack() as stack:
-        for name in ("one", "two"):
-            found.append(f"127.0.0.1:{free_port()}")
-            words = ["lock", "master", "--listen", found[-1], "--lease", "3"]
-            state = str(folder / f"{name}.epoch")
-            stack.enter_context(serving(*words, "--state", state, environment=environment()))
-        time.sleep(6)  # they grant nothing before
-        yield found[0], found[1]
+    states = [str(folder / f"{name}.epoch") for name in ("one", "two")]
+    with (
+        lock_master("--lease", str(LEASE), "--state", states[0]) as one,
+        lock_master("--lease", str(LEASE), "--state", states[1]) as two,
+    ):
+        time.sleep(QUIET)  # they grant nothing before
+        yield one, two
 
 
 def test_every_slip_is_refused(plx: Plx, masters: tuple[str, str]) -> None:

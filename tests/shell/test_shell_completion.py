@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 from shell.conftest import OpenShell
 from shell.many import store_of_clones
 from support.shell import Shell
+from support.terminal import PATIENCE
 
 pytestmark = pytest.mark.slow
 
@@ -17,12 +19,14 @@ def offered(shell: Shell, typed: str, *wanted: str) -> list[str]:
     shell.type(typed)
     shell.key("tab")
     shell.wait_for(lambda: all(menu_row(shell, word) for word in wanted))
-    return shell.screen[shell.cursor.row + 1 : -1]
+    with shell.still():
+        return shell.screen[shell.cursor.row + 1 : -1]
 
 
 def menu_row(shell: Shell, word: str) -> str:
     """The row of the menu that offers a word, empty if none does."""
-    rows = shell.screen[shell.cursor.row + 1 :]
+    with shell.still():
+        rows = shell.screen[shell.cursor.row + 1 :]
     return next((row for row in rows if row.split()[: len(word.split())] == word.split()), "")
 
 
@@ -157,13 +161,14 @@ def test_escape_and_going_on_typing_close_the_menu(open_shell: OpenShell) -> Non
 def test_among_ten_thousand(open_shell: OpenShell, tmp_path: Path) -> None:
     path = tmp_path / "many.dat"
     store_of_clones(path, 10_000)
-    shell = open_shell("-s", str(path))
-    for _ in range(50):  # the names are still being read, and typing goes on meanwhile
+    shell = open_shell("-s", str(path), patient=False)
+    until = time.monotonic() + PATIENCE
+    # The names are still being read, and typing goes on meanwhile.
+    while not menu_row(shell, "7779") and time.monotonic() < until:
         shell.key("c-u")
-        shell.send("vdi show 777")
+        shell.prompt()
+        shell.type("vdi show 777")
         shell.settle()
-        if menu_row(shell, "7779"):
-            break
     assert menu_row(shell, "7779")
     shell.key("c-u")
     completed(shell, "vdi show e-7777", "vdi show clone-7777")

@@ -169,7 +169,7 @@ def test_ctrl_c_ends_a_script(on_terminal: OnTerminal) -> None:
         "trap : INT; echo '!echo going; sleep 100\nvdi list' | plxsh; echo left $?"
     )
     terminal.wait_for("going")
-    terminal.settle()  # dash loses a signal that comes before it has started sleep
+    terminal.wait_until_runs("sleep")  # dash loses a signal that comes before
     terminal.key("c-c")
     terminal.wait_for("left 130")
     assert not terminal.find("base")

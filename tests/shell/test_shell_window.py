@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 from shell.conftest import OpenShell
-from shell.tap import environment, serving
+from shell.tap import environment, held_port, serving
 from support.shell import Shell
-from support.tap import free_port
 from support.terminal import Terminal
 
 from core.session import Session
@@ -26,7 +25,7 @@ def colours(text: str) -> set[str]:
 
 
 def toolbar(shell: Shell) -> str:
-    return shell.screen[-1]
+    return shell.drawn[-1]
 
 
 def many(store: Path, count: int = 100) -> None:
@@ -41,7 +40,8 @@ def many(store: Path, count: int = 100) -> None:
 def test_the_toolbar_shows_the_store_and_its_use(shell: Shell, store: Path) -> None:
     shell.wait_for(lambda: store.name in toolbar(shell) and "MiB" in toolbar(shell))
     assert "of 5 MiB" in toolbar(shell)
-    [colour] = {cell.fg for cell in shell.cells("MiB used")}
+    with shell.still():
+        [colour] = {cell.fg for cell in shell.cells("MiB used")}
     assert colour != "default"
 
 
@@ -61,16 +61,17 @@ def test_the_toolbar_shows_who_has_the_store(
 def test_the_toolbar_follows_the_lock_master(
     open_shell: OpenShell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    address = f"127.0.0.1:{free_port()}"
-    monkeypatch.setenv("PARALLAX_LOCK_MASTER", address)
-    shell = open_shell(columns=140)
-    shell.wait_for(lambda: f"lock master {address} is down" in toolbar(shell))
-    state = str(tmp_path / "locks.epoch")
-    words = ("lock", "master", "--listen", address, "--state", state)
-    with serving(*words, environment=environment()):
-        shell.wait_for(lambda: "is down" not in toolbar(shell))
-        assert f"lock master {address} " in toolbar(shell)
-    shell.wait_for(lambda: f"lock master {address} is down" in toolbar(shell))
+    with held_port() as port:
+        address = f"127.0.0.1:{port}"
+        monkeypatch.setenv("PARALLAX_LOCK_MASTER", address)
+        shell = open_shell(columns=140)
+        shell.wait_for(lambda: f"lock master {address} is down" in toolbar(shell))
+        state = str(tmp_path / "locks.epoch")
+        words = ("lock", "master", "--listen", address, "--state", state)
+        with serving(*words, environment=environment()):
+            shell.wait_for(lambda: "is down" not in toolbar(shell))
+            assert f"lock master {address} " in toolbar(shell)
+        shell.wait_for(lambda: f"lock master {address} is down" in toolbar(shell))
 
 
 def test_the_toolbar_shows_the_tap_beside_it(
@@ -166,8 +167,6 @@ def test_leaving_a_pager_early_is_no_error(shell: Shell, store: Path) -> None:
     shell.start("vdi list")
     shell.wait_for("disk-005")
     shell.key("c-c")
-    shell.settle()
-    shell.send("q")
     shell.prompt()
     assert "plxsh: " not in shell.text
     assert shell.status is None
@@ -239,8 +238,7 @@ def test_no_color(open_shell: OpenShell, how: str) -> None:
 
 def test_colours_are_there_otherwise(shell: Shell) -> None:
     shell.type("vdi wrong ")
-    shell.settle()
-    assert len(colours(shell.transcript)) > 2
+    shell.wait_for(lambda: len(colours(shell.transcript)) > 2)
 
 
 def test_a_dumb_terminal(open_shell: OpenShell, store: Path) -> None:

@@ -180,7 +180,8 @@ def test_it_works_while_a_tap_serves_the_store(
     assert untidy("store", "check").out.endswith(", 0 B unreachable: sound\n")
 
 
-def test_progress_is_told_as_json(untidy: Plx) -> None:
+def test_progress_is_told_as_json(untidy: Plx, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plxsh.progress._JSON_EVERY", 600.0)  # the end of each stage alone
     done = untidy("-y", "-o", "json", "store", "gc")
     told = [json.loads(line)["progress"] for line in done.err.splitlines()]
     assert [stage["what"] for stage in told] == ["mark", "count", "give back"]

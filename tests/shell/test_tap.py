@@ -143,6 +143,7 @@ def test_an_interval_that_is_none(plx: Plx) -> None:
 
 
 def test_a_tap_that_does_not_answer_is_none(plx: Plx, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plxsh.exports._TIMEOUT", 0.5)
     monkeypatch.setattr("plxsh.exports.default_socket", lambda: "nbd.sock")
     with socket.socket(socket.AF_UNIX) as deaf:
         deaf.bind("nbd.sock.status")

@@ -17,7 +17,8 @@ from core.lock_epoch import Epochs, Start
 from core.lock_service import LockService
 from core.lock_timing import Timing
 
-SHORT = Timing(lease=3.0, worst_io=0.4, skew=0.1, margin=0.5)
+SHORT = Timing(lease=8.0, worst_io=1.0, skew=0.25, margin=1.0)
+"""For tests in which leases end; a process may stand still for some seconds without that."""
 ROOT = Path(__file__).parents[2]
 
 
@@ -55,7 +56,7 @@ def service(
         master.close()
 
 
-def soon(is_so: Callable[[], object], seconds: float = 20.0) -> None:
+def soon(is_so: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait until something is so; the time is only a limit for what never comes."""
     end = time.monotonic() + seconds
     while not is_so():
@@ -65,8 +66,10 @@ def soon(is_so: Callable[[], object], seconds: float = 20.0) -> None:
 
 CLIENT = """
 import json, sys, time
+from core import lock_connection
 from core.errors import ParallaxError
 from core.lock_connection import LockConnection
+lock_connection.FIRST = 60.0
 locks = LockConnection(sys.argv[1], "another process")
 grants = {}
 print(json.dumps("ready"), flush=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from support.terminal import Terminal
@@ -13,6 +14,12 @@ from core import mkfs
 from core.session import Session
 
 PLXSH = (sys.executable, "-m", "plxsh")
+_PATIENT = (
+    "import sys; from plxsh import names, paths; from plxsh.__main__ import main;"
+    "names.Names.__init__.__defaults__ = (60.0, 'host'); paths._DEADLINE = 60.0;"
+    "sys.argv[0] = 'plxsh'; main()"
+)
+"""`plxsh` that waits for names and files as long as it takes: a test proves no speed."""
 _PROMPT = re.compile(r"plxsh.*>")
 
 
@@ -45,6 +52,7 @@ class Shell(Terminal):
         env: changes to the environment of the tests.
         columns: width of the window.
         rows: height of the window.
+        patient: a key waits for the names it needs; else, as for users, it does without.
     """
 
     def __init__(
@@ -53,8 +61,10 @@ class Shell(Terminal):
         env: Mapping[str, str | None] | None = None,
         columns: int = 100,
         rows: int = 30,
+        patient: bool = True,
     ) -> None:
-        super().__init__([*PLXSH, *options], env, columns, rows)
+        program = (sys.executable, "-c", _PATIENT) if patient else PLXSH
+        super().__init__([*program, *options], env, columns, rows)
         try:
             self.prompt()
         except BaseException:
@@ -74,10 +84,24 @@ class Shell(Terminal):
             line = self.screen[row]
         return bool(_PROMPT.fullmatch(line)) and column > len(line)
 
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Nothing is half drawn, the cursor is in its place, and so it stays in this block."""
+        with self._changed:
+            self.wait_for(lambda: self.cursor_shown)  # it is hidden while something is drawn
+            yield
+
+    @property
+    def drawn(self) -> list[str]:
+        """The rows of the window, none of them half drawn."""
+        with self.still():
+            return self.screen
+
     @property
     def line(self) -> str:
         """The row of the cursor: the prompt and what is typed, maybe with a suggestion."""
-        return self.screen[self.cursor.row]
+        with self.still():
+            return self.screen[self.cursor.row]
 
     def prompt(self) -> None:
         """Wait for a prompt with nothing typed."""
@@ -97,16 +121,19 @@ class Shell(Terminal):
 
     def run(self, line: str) -> list[str]:
         """Type a line and Enter; return the rows shown up to the next prompt."""
-        self.prompt()
-        start = self._rows_so_far
+        with self._changed:  # the prompt may be drawn anew at any time
+            self.prompt()
+            start = self._rows_so_far
         self.start(line)
-        self.prompt()
-        rows = [*self.scrollback, *self.screen]
-        return rows[start + 1 : self._rows_so_far]
+        with self._changed:
+            self.prompt()
+            rows = [*self.scrollback, *self.screen]
+            return rows[start + 1 : self._rows_so_far]
 
     def drop(self) -> None:
         """Drop the line with Ctrl-C; the next prompt is on a row of its own."""
-        before = self._rows_so_far
+        with self.still():
+            before = self._rows_so_far
         self.key("c-c")
         self.wait_for(lambda: self.at_prompt and self._rows_so_far != before)
 

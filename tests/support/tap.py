@@ -146,11 +146,22 @@ def tap_process(store: str, **options: Any) -> Iterator[TapProcess]:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback address that is free now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """A TCP port of the loopback address, for servers that let it be used again at once.
+
+    It stays bound, and nobody listens: so the kernel gives it to nobody else meanwhile.
+    """
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", 0))
+    port: int = sock.getsockname()[1]
+    sock.detach()  # until this process ends
+    return port
+
+
+def listens(unix: str | Path) -> bool:
+    """Whether somebody listens on a Unix socket, whose file is there a moment before that."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(str(unix)) == 0
 
 
 class Chunk(NamedTuple):

@@ -14,18 +14,19 @@ import pty
 import signal
 import struct
 import subprocess
+import sys
 import termios
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import pyte
 from pyte.screens import Char
 from wcwidth import wcwidth
 
-PATIENCE = 30.0
+PATIENCE = 90.0
 """Seconds until something that should be on the screen is missed; machines may be busy."""
 _POLITE = 5.0
 
@@ -386,8 +387,25 @@ class Terminal:
     def _final(self) -> int | None:
         """The status of a program that hung up: it lets go of its terminal before it ends."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_POLITE)
+            self._process.wait(PATIENCE)
         return self.status
+
+    def wait_until_runs(self, name: str) -> None:
+        """Wait until a program of that name is in the foreground."""
+        self.wait_for(lambda: name in self.foreground)
+
+    @property
+    def foreground(self) -> set[str]:
+        """The names of the processes that keys like Ctrl-C act upon."""
+        group = str(os.tcgetpgrp(self._master))
+        return {status.name for status in map(_status, _processes()) if status.group == group}
+
+    def wait_until_asks(self, question: str) -> None:
+        """Wait until a question is there and the program waits for its answer.
+
+        Python loses a signal that comes between the two.
+        """
+        self.wait_for(lambda: self.find(question) and asleep(self.pid))
 
     def wait(self, patience: float = PATIENCE) -> int:
         """Wait until the program has ended and all it wrote is on the screen."""
@@ -427,6 +445,46 @@ class Terminal:
             with self._changed:
                 self._ended = True
                 self._changed.notify_all()
+
+
+def asleep(pid: int) -> bool:
+    """Whether the first thread of a process waits for something, as for its input."""
+    return _status(str(pid)).state == "S"
+
+
+def program(pid: int) -> str:
+    """The name of the program that a process runs, empty when it has ended."""
+    return _status(str(pid)).name
+
+
+def unread(pipe: IO[bytes]) -> int:
+    """The bytes in a pipe, given by either end, that nobody has read yet."""
+    told = fcntl.ioctl(pipe.fileno(), termios.FIONREAD, bytes(4))
+    return int.from_bytes(told, sys.byteorder)
+
+
+class _Status(NamedTuple):
+    """What the kernel tells of a process."""
+
+    name: str = ""
+    state: str = ""
+    group: str = ""
+
+
+def _processes() -> list[str]:
+    return [name for name in os.listdir("/proc") if name.isdecimal()]
+
+
+def _status(pid: str) -> _Status:
+    """The status of a process, empty when there is none any more."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            text = file.read()
+    except OSError:
+        return _Status()
+    name, _, rest = text.partition("(")[2].rpartition(") ")
+    state, _parent, group = rest.split()[:3]
+    return _Status(name, state, group)
 
 
 class ScreenError(AssertionError):

@@ -99,9 +99,10 @@ def pipe(tmp_path: Path) -> Iterator[Callable[[bytes], str]]:
 
     yield make
     for number, writer in enumerate(writers):
-        # A writer whose pipe nobody opened still waits: this wakes it.
-        os.close(os.open(tmp_path / f"pipe{number}", os.O_RDONLY | os.O_NONBLOCK))
-        writer.join()
+        # A writer whose pipe nobody opened waits, or is about to: this wakes it.
+        while writer.is_alive():
+            os.close(os.open(tmp_path / f"pipe{number}", os.O_RDONLY | os.O_NONBLOCK))
+            writer.join(0.1)
 
 
 # -- fill ------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.stores import poke, small_store
 
+from core import tree_picture
 from core.blockstore import Blockstore
 from core.errors import BadRequest, IoFailed, NotFound
 from core.format import BLOCK_MASK, FREE, LOG_RECORDS, NO_VDI, VdiRecord
@@ -69,6 +70,12 @@ HOSTILE = [
 def session(tmp_path: Path) -> Iterator[Session]:
     with Session.open(small_store(tmp_path, 4096)) as opened:
         yield opened
+
+
+@pytest.fixture
+def still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that stands: all that is made is as old as `now`, however long that takes."""
+    monkeypatch.setattr(time, "time_ns", lambda: NOW)
 
 
 def newest(session: Session, record: VdiRecord) -> Snapshot:
@@ -412,6 +419,7 @@ def test_whatever_records_claim_is_drawn(
 # -- as text ---------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("still")
 def test_the_text_is_aligned_and_says_it_all(session: Session) -> None:
     base = session.create("base", 10 << 30)
     web = clone(session, base, "web")
@@ -478,6 +486,7 @@ def test_every_width_is_kept_and_what_is_left_out_is_said(
     assert text_drawing(tree, NOW, 20, unicode).left_out == headings[2:]
 
 
+@pytest.mark.usefixtures("still")
 def test_the_tree_of_one_vdi_shows_its_snapshots_and_clones_below_them(session: Session) -> None:
     base = session.create("base", 1 << 20)
     ids = [session.snapshot(base, f"l{n}") for n in range(50)]
@@ -760,7 +769,10 @@ def test_a_slow_picture_is_announced(fake_dot: Callable[[str], None]) -> None:
     assert told == ["slow"]
 
 
-def test_what_is_quick_is_not_announced(fake_dot: Callable[[str], None]) -> None:
+def test_what_is_quick_is_not_announced(
+    fake_dot: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tree_picture, "_PATIENCE", 60.0)  # this machine may be slow
     told: list[str] = []
     fake_dot("cat > /dev/null; echo picture")
     assert draw(invented(2), "png", slow=lambda: told.append("slow")) == b"picture\n"

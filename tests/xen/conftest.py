@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.apt import have_lists
 from xen.world import World
 
 HELPERS = (
@@ -34,12 +35,13 @@ LIBRARIES = [
 """What the parser of xl consists of, in Debian 12; none of them is installed."""
 
 
-def unpacked(folder: Path, packages: list[str]) -> Path:
-    """Unpack Debian packages without installing them."""
-    if subprocess.run(["apt-cache", "show", packages[0]], capture_output=True).returncode:
-        subprocess.run(["apt-get", "-qq", "update"], capture_output=True)
+def unpacked(factory: pytest.TempPathFactory, name: str, packages: list[str]) -> Path:
+    """Unpack Debian packages into a folder without installing them."""
+    folder = factory.mktemp(name)
+    have_lists(packages[0], factory)
+    options = ["-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3"]
     got = subprocess.run(
-        ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", *packages],
+        ["apt-get", "-qq", *options, "download", *packages],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -57,15 +59,13 @@ def helpers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     installed = Path("/etc/xen/scripts")
     if (installed / HELPERS[0]).exists():
         return installed
-    folder = tmp_path_factory.mktemp("helpers")
-    return unpacked(folder, ["xen-utils-common"]) / "etc/xen/scripts"
+    return unpacked(tmp_path_factory, "helpers", ["xen-utils-common"]) / "etc/xen/scripts"
 
 
 @pytest.fixture(scope="session")
 def xl_libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of xl's libraries."""
-    root = unpacked(tmp_path_factory.mktemp("libraries"), LIBRARIES)
-    return root / "usr/lib/x86_64-linux-gnu"
+    return unpacked(tmp_path_factory, "libraries", LIBRARIES) / "usr/lib/x86_64-linux-gnu"
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 from xen.world import ODD, ODD_ENCODED, SCRIPT, SOCKET, World
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def test_add_and_remove_each_once_and_again(world: World) -> None:
@@ -92,7 +92,7 @@ def test_the_same_id_at_another_tap_is_another_vdi(world: World) -> None:
 
 
 def test_two_domains_race_for_one_vdi(world: World) -> None:
-    world.write("slow", "")
+    world.write("slow", "10")
     paths = [world.disk(domain, name) for domain, name in enumerate(("0", "web", "0", "web"), 1)]
     running = [world.start("add", path, PLX_PATIENCE="30") for path in paths]
     status = [one.wait() for one in running]
@@ -105,7 +105,7 @@ def test_two_domains_race_for_one_vdi(world: World) -> None:
 
 
 def test_one_disk_is_added_twice_at_once(world: World) -> None:
-    world.write("slow", "")
+    world.write("slow", "10")
     path = world.disk(1)
     running = [world.start("add", path, PLX_PATIENCE="30") for _ in range(2)]
     assert [one.wait() for one in running] == [0, 0]
@@ -115,7 +115,7 @@ def test_one_disk_is_added_twice_at_once(world: World) -> None:
 
 def test_domains_with_a_vdi_each_race_for_devices(world: World) -> None:
     world.write("exports", "".join(f"v{n}: VDI {n}, snapshots: 0\n" for n in range(3)))
-    world.write("slow", "")
+    world.write("slow", "10")
     paths = [world.disk(domain, str(domain)) for domain in range(3)]
     running = [world.start("add", path) for path in paths]
     assert [one.wait() for one in running] == [0, 0, 0]
@@ -476,7 +476,7 @@ def test_death_at_each_step_of_remove(new_world: Callable[[], World], deed: str)
 
 
 def test_nothing_is_attached_after_the_death_of_the_script(world: World) -> None:
-    world.write("slow", "")
+    world.write("slow", "600")
     running = world.start("add", world.disk(1))
     client = world.folder / "client"
     while not (client.exists() and client.read_text().strip()):

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from support.tap import RawClient, free_port
+from support.tap import RawClient, free_port, listens
 from xen.world import SCRIPT
 
 pytestmark = [
@@ -82,7 +82,7 @@ def running(command: list[str], socket: Path) -> Iterator[None]:
     until = time.monotonic() + 120
     process = subprocess.Popen(command)
     try:
-        while not socket.exists():
+        while not listens(socket):
             assert time.monotonic() < until, f"{command} does not listen"
             if process.poll() is not None:
                 assert process.returncode == IN_USE

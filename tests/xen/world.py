@@ -72,7 +72,7 @@ class World:
             "PLX_RUN_DIR": str(folder / "run"),
             "PLX_DEV_DIR": str(folder / "dev"),
             "PLX_SYS_DIR": str(folder / "sys"),
-            "PLX_PATIENCE": "4",
+            "PLX_PATIENCE": "30",
         }
 
     # -- setting the scene -----------------------------------------------------------------

@@ -36,6 +36,7 @@ DIRECTORIES = {"Runtime": "/run", "State": "/var/lib", "Cache": "/var/cache",
                "Logs": "/var/log", "Configuration": "/etc"}  # fmt: skip
 CLEAN = {-signal.SIGHUP, -signal.SIGINT, -signal.SIGTERM, -signal.SIGPIPE, 0}
 KINDS = ("simple", "exec", "notify", "oneshot")
+ENDING = (signal.SIGINT, signal.SIGTERM)  # which the keeper follows in a way of its own
 BECOME_SUBREAPER = 36
 
 
@@ -172,10 +173,16 @@ class Keeper:
         marks, line = split_marks(line)
         given = self.environment()
         words = substitute(line, given)
+        # What would end the program ends its process before the program is there, too.
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         pid = os.fork()
         if pid:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
             return pid
         try:
+            for number in ENDING:
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
             os.setsid()
             log = os.open(LOGS / f"{self.unit.name}.log", os.O_WRONLY | os.O_APPEND)
             os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
@@ -230,9 +237,13 @@ class Keeper:
 
     def kill(self, number: int) -> None:
         """To all that the service has started: what systemd has a control group for."""
-        for pid in descendants():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+        told: set[int] = set()
+        for _ in range(3):  # also to those that were started meanwhile
+            new = set(descendants()) - told
+            for pid in new:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            told |= new
 
     # -- one life ----------------------------------------------------------------------
 
@@ -309,7 +320,7 @@ class Keeper:
         if not self.wait(patience, lambda: not descendants()):
             result = "timeout"
             self.kill(signal.SIGKILL)
-            self.wait(10, lambda: not descendants())
+            self.wait(90, lambda: not descendants())
         try:
             self.judge()
         except Failed as failure:

@@ -27,6 +27,8 @@ from typing import Any
 import keeper
 from units import FOLDERS, BadUnit, Unit, full_name
 
+OVER = ("inactive", "failed")  # states of a unit that runs no more
+
 
 class Refused(Exception):
     """What systemctl says on standard error, with its exit status."""
@@ -66,11 +68,13 @@ def wait(name: str, flags: int = 0) -> bool:
 
 def state(name: str) -> dict[str, Any]:
     """ActiveState and what goes with it."""
-    found = kept(name).get("state", {"ActiveState": "inactive", "SubState": "dead", "MainPID": 0,
-                                     "Result": "success", "NRestarts": 0})  # fmt: skip
-    if found["ActiveState"] not in ("inactive", "failed") and not alive(name):
-        found |= {"ActiveState": "failed", "SubState": "failed", "MainPID": 0}  # keeper killed
-    return dict(found)
+    for _ in range(2):  # its keeper may come to an end between the two looks
+        found = kept(name).get("state", {"ActiveState": "inactive", "SubState": "dead",
+                                         "MainPID": 0, "Result": "success",
+                                         "NRestarts": 0})  # fmt: skip
+        if found["ActiveState"] in OVER or alive(name):
+            return dict(found)
+    return {**found, "ActiveState": "failed", "SubState": "failed", "MainPID": 0}  # keeper killed
 
 
 def known(name: str) -> Unit:
@@ -190,7 +194,8 @@ def kill(name: str, number: str) -> None:
 
 
 def reset_failed(name: str) -> None:
-    if not alive(name):
+    if state(name)["ActiveState"] in OVER:
+        wait(name)  # its keeper has said its last word, but may not have ended yet
         (keeper.RUN / f"{full_name(name)}.json").unlink(missing_ok=True)
 
 
