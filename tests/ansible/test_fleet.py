@@ -362,6 +362,19 @@ def test_retiring(fleet: Fleet) -> None:
     assert fleet.play("provision_vms.yml", "--limit", "vm40").changed == {"vm40": 2}
 
 
+def test_libvirt_is_told_after_a_run_that_was_killed_before_that(fleet: Fleet) -> None:
+    """The file has the disk already; libvirt still has what was defined before."""
+    stale = (
+        "echo '<domain/>' >/root/defined/vm39; echo other >/etc/parallax/domains/vm39.xml.defined"
+    )
+    on_all(fleet, ["vm39"], stale)
+    one = ["provision_vms.yml", "--limit", "vm39"]
+    assert fleet.play(*one, "--check").changed == {"vm39": 1}
+    assert fleet.play(*one).changed == {"vm39": 1}
+    assert "<disk" in on_all(fleet, ["vm39"], "cat /root/defined/vm39")["vm39"]
+    assert fleet.play(*one).changed == {"vm39": 0}
+
+
 def test_status_shows_and_changes_nothing(fleet: Fleet) -> None:
     ran = fleet.play("status.yml")
     assert ran.status == 0, ran.shown
@@ -369,7 +382,7 @@ def test_status_shows_and_changes_nothing(fleet: Fleet) -> None:
     for host in HOSTS:
         assert re.search(rf"{host} +serves +0 ", ran.shown), ran.shown
     for name in MACHINES:
-        assert re.search(rf"{name} +{fleet.host_of[name]} +3.00 MB ", ran.shown), ran.shown
+        assert re.search(rf"{name} +{fleet.host_of[name]} +3.00 MiB ", ran.shown), ran.shown
 
 
 def test_a_killed_run_is_repeated(fleet: Fleet) -> None:

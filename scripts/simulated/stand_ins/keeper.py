@@ -180,7 +180,7 @@ class Keeper:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
             return pid
         try:
-            for number in ENDING:
+            for number in (signal.SIGHUP, *ENDING):  # whoever began this host may ignore it
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
             os.setsid()
