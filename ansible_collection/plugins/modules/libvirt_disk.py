@@ -125,15 +125,8 @@ backup_file:
   sample: /srv/domains/vm01.xml.4711.2026-11-23@10:00:00~
 """
 
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.parallax.storage.plugins.module_utils import domainxml, files
-from ansible_collections.parallax.storage.plugins.module_utils.plxsh import (
-    Plxsh,
-    PlxshError,
-    arguments,
-    run,
-)
+from ansible_collections.parallax.storage.plugins.module_utils import disks, domainxml, files
+from ansible_collections.parallax.storage.plugins.module_utils.plxsh import Plxsh, run
 from ansible_collections.parallax.storage.plugins.module_utils.xmltext import Refused
 
 _BUSES = ["virtio", "scsi", "sata", "ide", "usb"]
@@ -159,11 +152,7 @@ def _refuse_foreign(params, disk, wanted, text):
     socket = params["socket"] if wanted is None else domainxml.socket_of(wanted)
     if disk is None or params["force"] or domainxml.is_parallax(disk, socket):
         return
-    raise PlxshError(
-        "would_lose_data",
-        f"{params['target']} in {params['path']} is no disk of Parallax: {' '.join(text.split())}",
-        "force: true replaces or removes it",
-    )
+    raise disks.foreign(params["path"], params["target"], " ".join(text.split()))
 
 
 def _edited(module, before):
@@ -179,9 +168,7 @@ def _edited(module, before):
         _refuse_foreign(params, disk, wanted, domain.text(disk))
         after = domainxml.edited(raw, params["target"], wanted)
     except Refused as refused:
-        raise PlxshError(
-            "refused", f"{params['path']}, {refused}", "edit it by hand; nothing was changed"
-        ) from refused
+        raise disks.refused(params["path"], refused) from refused
     new = domainxml.Domain(after)
     return after.decode("latin-1"), domain.text(disk), new.text(new.find(params["target"]))
 
@@ -195,22 +182,10 @@ def _work(module):
 
 
 def main():
-    spec = arguments(
-        path={"type": "path", "required": True},
+    module = disks.disk_module(
         target={"type": "str", "required": True},
-        vdi={"type": "str"},
         bus={"type": "str", "choices": _BUSES},
         readonly={"type": "bool"},
-        socket={"type": "path"},
-        state={"type": "str", "choices": ["present", "absent"], "default": "present"},
-        force={"type": "bool", "default": False},
-        **files.OPTIONS,
-    )
-    spec["store"] = {"type": "path"}
-    module = AnsibleModule(
-        argument_spec=spec,
-        supports_check_mode=True,
-        required_if=[("state", "present", ["vdi", "store"])],
     )
     run(module, _work)
 

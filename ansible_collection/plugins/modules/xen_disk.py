@@ -101,15 +101,13 @@ backup_file:
   sample: /etc/xen/vm01.cfg.4711.2026-11-23@10:00:00~
 """
 
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.parallax.storage.plugins.module_utils import files, xlconfig, xldisk
-from ansible_collections.parallax.storage.plugins.module_utils.plxsh import (
-    Plxsh,
-    PlxshError,
-    arguments,
-    run,
+from ansible_collections.parallax.storage.plugins.module_utils import (
+    disks,
+    files,
+    xlconfig,
+    xldisk,
 )
+from ansible_collections.parallax.storage.plugins.module_utils.plxsh import Plxsh, run
 
 
 def _wanted(module):
@@ -131,15 +129,6 @@ def _entry(config, vdev):
     return "" if place is None else config.entry(place)
 
 
-def _refuse_foreign(params, before, after, entry):
-    if before != after and entry and not params["force"] and not xldisk.is_parallax(entry):
-        raise PlxshError(
-            "would_lose_data",
-            f"{params['vdev']} in {params['path']} is no disk of Parallax: {files.shown(entry)}",
-            "force: true replaces or removes it",
-        )
-
-
 def _work(module):
     params = module.params
     before = files.read(params["path"], missing="" if params["state"] == "absent" else None)
@@ -148,10 +137,9 @@ def _work(module):
         entry = _entry(config, params["vdev"])
         after = xlconfig.edited(before, params["vdev"], _wanted(module))
     except xlconfig.Refused as refused:
-        raise PlxshError(
-            "refused", f"{params['path']}, {refused}", "edit it by hand; nothing was changed"
-        ) from refused
-    _refuse_foreign(params, before, after, entry)
+        raise disks.refused(params["path"], refused) from refused
+    if before != after and entry and not params["force"] and not xldisk.is_parallax(entry):
+        raise disks.foreign(params["path"], params["vdev"], files.shown(entry))
     if config.unreadable:
         module.warn(f"{params['path']}: {config.unreadable}")
     result = {
@@ -163,22 +151,10 @@ def _work(module):
 
 
 def main():
-    spec = arguments(
-        path={"type": "path", "required": True},
+    module = disks.disk_module(
         vdev={"type": "str", "required": True},
-        vdi={"type": "str"},
         access={"type": "str", "choices": ["r", "w"]},
         backend={"type": "str"},
-        socket={"type": "path"},
-        state={"type": "str", "choices": ["present", "absent"], "default": "present"},
-        force={"type": "bool", "default": False},
-        **files.OPTIONS,
-    )
-    spec["store"] = {"type": "path"}
-    module = AnsibleModule(
-        argument_spec=spec,
-        supports_check_mode=True,
-        required_if=[("state", "present", ["vdi", "store"])],
     )
     run(module, _work)
 
