@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
+import tempfile
 import time
 
 ARGUMENTS = {
@@ -25,6 +25,8 @@ ARGUMENTS = {
 
 _BUSY = ("in_use", "too_early")
 _PAUSE = 0.25
+_INTO_FILES = 'exec </dev/null >"$0" 2>"$1"; shift; exec "$@"'
+_CANNOT_RUN = (126, 127)  # of the shell
 
 
 class PlxshError(Exception):
@@ -119,26 +121,35 @@ class Plxsh:
 
     def _execute(self, command):
         """Run a command and return its exit status, output and errors; raises PlxshError."""
-        # Not by run_command: it loses the answer of a command that ends between its look at the
-        # pipes, each second, and its look at the process. What plxsh made could not be told then.
-        try:
-            ran = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                env={**os.environ, "PYTHONIOENCODING": "utf-8"},
-                check=False,
-            )
-        except OSError as error:
+        # Into files: run_command loses what a command writes into its pipes and ends between the
+        # look at the pipes, each second, and that at the process. What plxsh made could not be
+        # told then.
+        with tempfile.TemporaryDirectory(dir=self._module.tmpdir) as folder:
+            paths = [os.path.join(folder, name) for name in ("out", "err")]
+            status = self._module.run_command(
+                ["/bin/sh", "-c", _INTO_FILES, *paths, *command],
+                environ_update={"PYTHONIOENCODING": "utf-8"},
+                expand_user_and_vars=False,
+            )[0]
+            out, err = (_text(path) for path in paths)
+        if status in _CANNOT_RUN:
             raise PlxshError(
                 "no_plxsh",
-                f"cannot run {self._program}: {error.strerror}",
+                f"cannot run {self._program}: {err.strip().rpartition(': ')[2]}",
                 "install Parallax there, or name the program with the option plxsh",
                 command,
-                error.errno,
-            ) from error
-        out, err = (text.decode("utf-8", "replace") for text in (ran.stdout, ran.stderr))
-        return ran.returncode, out, err
+                status,
+            )
+        return status, out, err
+
+
+def _text(path):
+    """Return what a program has written, empty if it did not come to that."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
 
 
 def answer(command, status, out, err):
