@@ -35,12 +35,12 @@ def test_names_that_look_like_something_else(stored: Host, name: str) -> None:
     assert stored.does("vdi", name=name, size="1M")["vdi"]["name"] == name
     label = f"{name}!" if name == "1.2" else name
     assert stored.does("snapshot", vdi=name, label=label)["snapshot"]["label"] == label
-    clone = stored.does("vdi", name=f"{name} 2", **{"from": f"{name}@{label}"})
+    clone = stored("vdi", name=f"{name} 2", **{"from": f"{name}@{label}"})
     assert clone["vdi"]["parent"].startswith(f"{name}@")
-    assert stored.does("vdi_info", name=name)["vdis"][0]["name"] == name
-    stored.does("vdi", name=f"{name} 2", state="absent")
-    stored.does("snapshot", vdi=name, label=label, state="absent")
-    stored.does("vdi", name=name, state="absent")
+    assert stored("vdi_info", name=name)["vdis"][0]["name"] == name
+    assert stored("vdi", name=f"{name} 2", state="absent")["changed"]
+    assert stored("snapshot", vdi=name, label=label, state="absent")["changed"]
+    assert stored("vdi", name=name, state="absent")["changed"]
     assert stored("vdi_info")["vdis"] == []
 
 
