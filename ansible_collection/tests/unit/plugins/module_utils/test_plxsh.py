@@ -5,7 +5,10 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
+import subprocess
+import tempfile
 
 import pytest
 
@@ -26,9 +29,18 @@ class Module:
         given = {"store": "/srv/store", "plxsh": program, "wait": 0}
         self.params = {**dict.fromkeys(subject.ARGUMENTS), **given, **params}
         self.check_mode = check_mode
+        self.tmpdir = tempfile.gettempdir()
 
     def get_bin_path(self, name):  # noqa: ARG002  # as AnsibleModule has it
         return None
+
+    def run_command(self, words, environ_update, expand_user_and_vars):
+        """Run it as that of AnsibleModule does when it has a bad day: what is in pipes is lost."""
+        assert not expand_user_and_vars
+        ran = subprocess.run(
+            words, env={**os.environ, **environ_update}, capture_output=True, check=False
+        )
+        return ran.returncode, "", ""
 
 
 @pytest.fixture
