@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import zip_longest
+from reprlib import Repr
 
 import pytest
+from _pytest.assertion import util
 from hypothesis import HealthCheck, settings
 
 LONG = os.environ.get("PARALLAX_LONG") == "1"
@@ -41,3 +44,41 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if long:
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in long]
+
+
+LENGTHY = 10_000
+"""Characters from which on pytest would look for all differences for minutes."""
+SHORT = Repr()
+SHORT.maxother = SHORT.maxstring = SHORT.maxlong = 100
+
+
+def compared(
+    full: Callable[[str, object, object], str | None], op: str, left: object, right: object
+) -> str | None:
+    """Say why a comparison failed, as pytest does; of lengthy things only where they first differ.
+
+    pytest has no setting for that: on CI it writes all differences, and the planted mistakes that
+    tests have to find end in comparisons of whole disks.
+    """
+    if max(len(repr(left)), len(repr(right))) < LENGTHY:
+        return full(op, left, right)
+    said = f"{SHORT.repr(left)} {op} {SHORT.repr(right)}"
+    if op == "==" and isinstance(left, SEQUENCES) and isinstance(right, SEQUENCES):
+        pairs = enumerate(zip_longest(left, right))
+        at, (one, other) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
+        said += f"\n~first at {at}: {SHORT.repr(one)} and {SHORT.repr(other)}"
+    return said.replace("%", "%%")
+
+
+SEQUENCES = (bytes, bytearray, memoryview, str, list, tuple)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    full = util._reprcompare
+    assert full is not None
+    util._reprcompare = lambda op, left, right: compared(full, op, left, right)
+    try:
+        return (yield)
+    finally:
+        util._reprcompare = full
