@@ -42,6 +42,7 @@ from core.format import (
     check_geometry,
     node_check,
 )
+from core.session_list import enroll, withdraw
 from core.text import uuid_text
 
 if TYPE_CHECKING:
@@ -123,6 +124,9 @@ class Blockstore:
             its copy.
         session: UUID of this opening.
         failed: the error after which nothing may be written any more, or None.
+        touched: ids of the VDIs whose records this session has written, or may have found
+            untidy: before it ends both slots of them are to say the same.
+        found_others: whether there were other sessions on the list when this one came.
     """
 
     def __init__(
@@ -152,6 +156,9 @@ class Blockstore:
         self.nodes = NodeCache()
         self.session = uuid.uuid4().bytes
         self.failed: ParallaxError | None = None
+        self.touched: set[int] = set()
+        self.found_others = False
+        self._enrolled = False
         self._queue: dict[int, Buffer] = {}
         self._allocator: Allocator | None = None
         try:
@@ -232,6 +239,8 @@ class Blockstore:
         if self._allocator is not None:
             self._allocator.close()
         self.session = uuid.uuid4().bytes
+        self.touched.clear()
+        self._enrolled = False
         if isinstance(self.failed, Fenced):
             self.failed = None
         self.refresh()
@@ -268,6 +277,10 @@ class Blockstore:
             f"{name} holds no blockstore",
             "name another with --store, or format it with 'plxsh store create'",
         )
+
+    def superblocks(self) -> tuple[Superblock | None, Superblock | None]:
+        """Return what is in block 0 and in its copy, None where it is not valid."""
+        return self._superblock_at(0), self._superblock_at(self.sb.copy_block)
 
     def _superblock_at(self, block: int) -> Superblock | None:
         if (block + 1) << BLOCK_SHIFT > self.device.size:
@@ -379,6 +392,33 @@ class Blockstore:
 
     # -- writing -----------------------------------------------------------------------
 
+    def enroll(self) -> None:
+        """Put this session on the list of those that write, once: before its first slot.
+
+        Where other sessions may be doing the same it needs the lock `registry`.
+
+        Raises:
+            NoSpace, IoFailed, Fenced: it could not be written.
+        """
+        if self.writable and self.sb.stamped and not self._enrolled:
+            self.found_others = not enroll(self.device, self.sb, self.session)
+            self._enrolled = True
+
+    def withdraw(self, all_others: bool = False) -> None:
+        """Take this session off the list if it leaves nothing untidy; see `session_list.withdraw`.
+
+        Nothing may be written after it. It needs the same lock as `enroll`.
+        """
+        untidy = self.touched or (self._allocator is not None and self._allocator.finder.touched)
+        if self._enrolled and not untidy and self.failed is None:
+            self._enrolled = False
+            withdraw(self.device, self.sb, self.session, all_others)
+
+    @property
+    def enrolled(self) -> bool:
+        """Whether this session is on the list."""
+        return self._enrolled
+
     def write(self, block: int, buffers: Sequence[Buffer]) -> None:
         """Write whole blocks from `block` on, one buffer behind the other."""
         self.device.pwritev(block << BLOCK_SHIFT, buffers)
@@ -395,6 +435,8 @@ class Blockstore:
             Fenced: this session may not write now; all of it stays queued.
             IoFailed: the system could not write.
         """
+        if self.allocator.changed:
+            self.enroll()
         for block, data in self.allocator.changes():
             self._queue[block] = data
         blocks = sorted(self._queue)
@@ -406,14 +448,28 @@ class Blockstore:
                 start = end
         self._queue.clear()
 
+    def leave(self) -> None:
+        """Write what bitmaps still owe the disk; nothing may be allocated after it.
+
+        Raises:
+            NoSpace, IoFailed, Fenced: it could not be written.
+        """
+        if self._allocator is not None and self.failed is None:
+            self._allocator.leave()
+            if self._allocator.changed:
+                self.write_queued()
+                self.device.flush()
+
     def close(self) -> None:
-        """Write what bitmaps still owe the disk and let go; a second call does nothing."""
+        """Leave the store and let go of it; a second call does nothing.
+
+        Raises:
+            NoSpace, IoFailed, Fenced: what it owes the disk could not be written.
+        """
         try:
-            if self._allocator is not None and self.failed is None:
-                self._allocator.leave()
-                if self._allocator.changed:
-                    self.write_queued()
-                    self.device.flush()
+            self.leave()
+            if self._allocator is not None and not self._locks.shared:
+                self.withdraw()
         finally:
             if self._allocator is not None:
                 self._allocator.close()

@@ -6,7 +6,7 @@ from contextlib import closing
 from typing import Final
 
 from core.blockstore import Blockstore, Mode
-from core.checker import Checker
+from core.checker import look
 from core.collection import Sealing
 from core.device import Cache
 from core.errors import Corrupt, IoFailed
@@ -84,7 +84,7 @@ def _look_beside(session: Session, sealing: Sealing, progress: Progress) -> Repo
     settled = sealing.allocated()
     with sealing.registry():
         table = dict(Registry(session.store).scan())
-    return Checker(session.store, sealing.heard(progress), table, settled).run()
+    return look(session.store, sealing.heard(progress), table, settled).report
 
 
 def _damage(report: Report) -> set[Finding]:
@@ -93,4 +93,4 @@ def _damage(report: Report) -> set[Finding]:
 
 def check_store(store: Blockstore, progress: Progress = silent) -> Report:
     """Check an open store to which nobody writes meanwhile."""
-    return Checker(store, progress).run()
+    return look(store, progress).report

@@ -10,6 +10,7 @@ VDIs can be restored, so they are checked like the others; what only they refer 
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Final, NamedTuple
@@ -21,28 +22,24 @@ from core import snaplog
 from core.blockset import BlockSet
 from core.blockstore import Blockstore
 from core.errors import Corrupt, IoFailed
-from core.extent import read_bitmap, read_header
 from core.findings import Finding, Loss, Report
 from core.format import (
-    BLOCK,
     BLOCK_MASK,
-    BLOCK_SHIFT,
     CHECK_SHIFT,
     DELETED,
     FANOUT_SHIFT,
-    KIND_SNAPSHOT,
     KIND_TOMBSTONE,
     LIVE,
     MAX_HEIGHT,
     MAX_VDI_SIZE,
     WRITABLE,
-    BitmapBlock,
     VdiRecord,
     blocks_for,
 )
 from core.progress import Progress, silent
 from core.radix import RadixMap, Visit, blocks_of
-from core.registry import Registry
+from core.registry import Registry, is_forbidden
+from core.slot_check import SlotCheck
 from core.snaplog import SnapshotId
 
 ALLOCATED: Final = 1
@@ -55,6 +52,7 @@ SETTLED: Final = 64
 _KINDS: Final = NODE | DATA | LOG
 _OWN: Final = np.array([True])
 _MANY: Final = 20
+_MAP_NORESERVE: Final = 0x4000  # of Linux; the module mmap does not know it
 
 
 class Total(NamedTuple):
@@ -73,12 +71,16 @@ class Checker:
         table: the VDI records to check; without it those that are there.
         settled: of the blocks that nothing refers to, only these are unreachable; without
             it all of them. What is allocated beside the check is to be used by the next commit.
+        structure: for each block whether it is known to hold a node or a page of a log, so that
+            a pointer to it as data is wrong.
 
     Attributes:
         report: what was found.
         flags: for each block of the store what is known of it, as the flags above.
         records: the readable VDI records by id.
-        unknown: extents whose bitmap cannot be read.
+        unknown: extents whose bitmap is not known.
+        mixed: whether a block is used as data and as something else.
+        slots: what is wrong with slots.
     """
 
     def __init__(
@@ -87,27 +89,30 @@ class Checker:
         progress: Progress = silent,
         table: Mapping[int, VdiRecord | Corrupt] | None = None,
         settled: BlockSet | None = None,
+        structure: NDArray[np.bool_] | None = None,
     ) -> None:
-        """Look at nothing yet."""
         self._progress = progress
         self._found = table
         self._settled = settled
         self._done = self._all = 0
         self.report = Report()
-        self.flags: NDArray[np.uint8] = np.zeros(store.sb.blocks, np.uint8)
+        self.flags = _sparse(store.sb.blocks)
+        self.slots = SlotCheck(store, self.report, beside=table is not None)
         self.records: dict[int, VdiRecord] = {}
         self._store = store
         self._sb = store.sb  # what it is given meanwhile is not looked at
         self._registry = Registry(store)
         self._totals: dict[int, Total] = {}
         self.unknown: set[int] = set()
+        self.mixed = False
+        self._structure = structure
+        self._in_use: set[int] = set()
         self._crossed = False
 
     def run(self) -> Report:
         """Check everything."""
-        for warning in self._store.warnings:
-            block, _, message = warning.removeprefix("block ").partition(": ")
-            self._damage(int(block), message)
+        self.slots.check_superblock()
+        self.slots.check_sessions()
         for extent in range(1, self._sb.extents):
             self._check_extent(extent)
         self._count(0)
@@ -117,7 +122,10 @@ class Checker:
             if record.state == LIVE:
                 self.report.vdis += 1
                 other = names.setdefault(record.name, record.id)
-                if other != record.id:
+                if is_forbidden(record.name):
+                    text = f"VDI {record.id} has the name {record.name!r}, which is not allowed"
+                    self._damage(self._record_block(record), text)
+                elif other != record.id:
                     self._damage(
                         self._record_block(record),
                         f"VDI {record.id} has the same name as VDI {other}",
@@ -127,10 +135,12 @@ class Checker:
                 self._check_tree(record)
         if self._crossed:  # whoever owns such a block must not write to it in place
             self.report.suspect.update(r.id for r in self.records.values() if r.state == LIVE)
+        self._check_reserved(LIVE)
         unseen = self._count_unseen()
         for record in self.records.values():
             if record.state == DELETED:
                 self._check_deleted(record)
+        self._check_reserved(DELETED)
         self._check_space(unseen)
         self._count(self._all - self._done)  # what is unreachable
         return self.report
@@ -151,33 +161,35 @@ class Checker:
     def _check_extent(self, extent: int) -> None:
         """Check header and bitmap of one extent, and load the bitmap."""
         sb = self._sb
-        parts: list[BitmapBlock] = []
-        try:
-            read_header(self._store.device, sb, extent)
-        except IoFailed as error:
-            self._damage(sb.extent_start(extent), _reason(error))
-        try:
-            parts = read_bitmap(self._store.device, sb, extent)
-        except IoFailed as error:
-            self._damage(sb.bitmap_slot(extent, 0, 0), _reason(error))
+        start = sb.extent_start(extent)
+        parts = self.slots.check_extent(extent)
+        if parts is None:
             self.unknown.add(extent)
-            self.flags[sb.extent_start(extent) : sb.extent_start(extent + 1)] = ALLOCATED
+            self.flags[start : start + sb.extent_blocks] = ALLOCATED
             return
         raw = np.frombuffer(b"".join(part.bits for part in parts), np.uint8)
-        bits = np.unpackbits(raw, bitorder="little")
-        start = sb.extent_start(extent)
-        if bits[sb.extent_blocks :].any():
-            self._damage(start, f"the bitmap of extent {extent} goes beyond its end")
-        if not bits[: sb.overhead].all():
-            self._damage(start, f"the bitmap of extent {extent} gives its own blocks away")
-        self.flags[start : start + sb.extent_blocks] = bits[: sb.extent_blocks] * ALLOCATED
-        self._settle(extent)
-        self._all += int(np.count_nonzero(bits[sb.overhead : sb.extent_blocks]))
         for part in parts:
             if part.used != int(np.bitwise_count(np.frombuffer(part.bits, np.uint8)).sum()):
                 self._damage(
                     sb.bitmap_slot(extent, part.index, part.sequence % 2), "counts its bits wrong"
                 )
+                self.slots.extents.add(extent)
+        bits = np.unpackbits(raw, bitorder="little")
+        if bits[sb.extent_blocks :].any():
+            self._damage(start, f"the bitmap of extent {extent} goes beyond its end")
+            self.slots.extents.add(extent)
+        if not bits[: sb.overhead].all():
+            self._damage(start, f"the bitmap of extent {extent} gives its own blocks away")
+            self.slots.extents.add(extent)
+        payload = bits[sb.overhead : sb.extent_blocks]
+        allocated = int(np.count_nonzero(payload))
+        if not allocated:
+            return  # memory that is not written to costs nothing
+        self._in_use.add(extent)
+        self._all += allocated
+        start += sb.overhead
+        self.flags[start : start + payload.size] = payload * ALLOCATED
+        self._settle(extent)
 
     def _settle(self, extent: int) -> None:
         """Note which blocks of an extent are unreachable if nothing refers to them."""
@@ -191,10 +203,12 @@ class Checker:
 
     def _check_table(self) -> None:
         """Check the VDI records by themselves and collect the readable ones."""
-        found = self._registry.scan() if self._found is None else self._found.items()
-        for number, record in found:
-            if not isinstance(record, VdiRecord):
-                self._damage(record.block, f"both records of VDI {number} are damaged")
+        for number, pair in self._registry.pairs():
+            record = self.slots.check_vdi(number, pair)
+            if self._found is not None:
+                found = self._found.get(number)
+                record = found if isinstance(found, VdiRecord) else None
+            if record is None:
                 continue
             problem = self._record_problem(record)
             if problem:
@@ -205,33 +219,6 @@ class Checker:
 
     def _record_problem(self, record: VdiRecord) -> str:
         """Return what is impossible about a record, or nothing."""
-        sb = self._sb
-        slots = [
-            VdiRecord.unpack(
-                self._store.device.pread(sb.vdi_slot(record.id, slot) << BLOCK_SHIFT, BLOCK),
-                sb.uuid,
-                record.id,
-            )
-            for slot in (0, 1)
-        ]
-        for slot, found in enumerate(slots):
-            if found is None:
-                self.report.findings.append(
-                    Finding(
-                        "note",
-                        sb.vdi_slot(record.id, slot),
-                        f"one record of VDI {record.id} is not valid (a crash, or damage);"
-                        f" commit {record.sequence} is in force",
-                    )
-                )
-            elif found.sequence % 2 != slot:
-                return f"sequence {found.sequence} is in slot {slot}"
-        moved_on = self._found is not None and any(
-            s and s.sequence > record.sequence for s in slots
-        )
-        # mypy does not see that `in` rules None out
-        if not moved_on and None not in slots and abs(slots[0].sequence - slots[1].sequence) != 1:  # type: ignore[union-attr]
-            return "the sequence numbers of its two records are not one apart"
         if not 1 <= record.height <= MAX_HEIGHT:
             return f"its tree cannot have {record.height} levels"
         if record.size > MAX_VDI_SIZE:
@@ -240,8 +227,6 @@ class Checker:
             return f"a tree of {record.height} levels cannot map its {record.size} bytes"
         if record.log_retired > snaplog.last_line(record) + 1:
             return f"it drops {record.log_retired} lines of a snapshot log that is shorter"
-        if record.page and not sb.holds_payload(record.log_block):
-            return f"its snapshot log is to move to block {record.log_block}, which cannot hold it"
         return ""
 
     # -- logs and trees ----------------------------------------------------------------
@@ -265,8 +250,6 @@ class Checker:
         """Check the snapshot log of a VDI and the trees of its snapshots; count them."""
         what = f"the snapshot log of VDI {record.id}"
         where = self._record_block(record)
-        if record.log_block:
-            self._use(what, np.array([record.log_block]), LOG, _OWN)
         deleted: set[tuple[int, int]] = set()
         count = 0
         with suppress(IoFailed):  # reported below
@@ -276,8 +259,6 @@ class Checker:
             for name, line in snaplog.history(self._store, record):
                 if line.kind == KIND_TOMBSTONE:
                     deleted.add((line.root, line.size))
-                elif line.kind != KIND_SNAPSHOT:
-                    self._damage(name.block, f"log record {name} of VDI {record.id} has no kind")
                 elif name in deleted:
                     deleted.discard(name)
                 else:
@@ -301,6 +282,29 @@ class Checker:
             self.report.suspect.add(record.id)
         return count
 
+    def _check_reserved(self, state: int) -> None:
+        """Check the blocks that logs of VDIs in one state are to move to.
+
+        Nothing is there yet, so whatever else uses such a block is right.
+        """
+        for record in self.records.values():
+            if record.state != state or not (record.log_block or record.page):
+                continue
+            block = record.log_block
+            where = self._record_block(record)
+            possible = block < self.flags.size and self._sb.holds_payload(block)
+            if not possible or self.flags[block] & SEEN:
+                self._damage(
+                    where,
+                    f"the snapshot log of VDI {record.id} is to move to block {block}, which"
+                    f" {'is in use' if possible else 'cannot hold it'}",
+                )
+                self.report.suspect.add(record.id)
+                self.report.relocate.add(record.id)
+            else:
+                what = f"the snapshot log of VDI {record.id}"
+                self._use(what, np.array([block]), LOG, _OWN)
+
     def _check_snapshot(
         self, record: VdiRecord, name: SnapshotId, root: int, height: int, mapped: int
     ) -> None:
@@ -313,6 +317,7 @@ class Checker:
         self._lose(record.id, name, lost)
         if not lost and total.mapped != mapped:
             self._damage(name.block, f"{what} says it maps {mapped} blocks and maps {total.mapped}")
+            self._lose(record.id, name, [(0, 0)])
 
     def _check_tree(self, record: VdiRecord) -> None:
         """Check the live tree of a VDI, and its own account of it."""
@@ -412,6 +417,9 @@ class Checker:
         sb = self._store.sb
         good = (blocks >= sb.extent_blocks) & (blocks < sb.blocks)
         good &= (blocks % sb.extent_blocks >= sb.overhead) & (entries >> CHECK_SHIFT == 0)
+        if self._structure is not None:
+            known = good & (blocks < self._structure.size)
+            good &= ~(known & self._structure[np.where(known, blocks, 0)])
         for slot in slots[~good].tolist():
             entry = int(visit.entries[slot])
             self._damage(
@@ -433,11 +441,17 @@ class Checker:
         blocks, mine = blocks[known], (mine & known)[known]
         flags = self.flags[blocks]
         self._count(int(np.count_nonzero(flags & SEEN == 0)))
-        self._report_blocks(what, blocks[flags & ALLOCATED == 0], "in use, but free in the bitmap")
+        free = blocks[flags & ALLOCATED == 0]
+        if free.size:
+            self._report_blocks(what, free, "in use, but free in the bitmap")
+            numbers = np.unique(free // self._sb.extent_blocks).tolist()
+            self._in_use.update(numbers)
+            self.slots.extents.update(numbers)
         clash = (flags & OWNED != 0) | (mine & (flags & SEEN != 0))
-        clash |= flags & (_KINDS & ~kind) != 0
-        unique, counts = np.unique(blocks, return_counts=True)
-        twice = np.union1d(blocks[clash], unique[counts > 1])
+        mixed = flags & (_KINDS & ~kind) != 0
+        self.mixed = self.mixed or bool(mixed.any())
+        unique, counts = np.unique(blocks[mine], return_counts=True)
+        twice = np.union1d(blocks[clash | mixed], unique[counts > 1])
         self._crossed = self._crossed or twice.size > 0
         self._report_blocks(
             what,
@@ -463,11 +477,10 @@ class Checker:
         return unseen
 
     def _payloads(self) -> Iterator[tuple[int, int]]:
-        """Yield the blocks (from, to) of each extent whose bitmap can be read."""
+        """Yield the blocks (from, to) of each extent with anything in it whose bitmap is known."""
         sb = self._sb
-        for extent in range(1, sb.extents):
-            if extent not in self.unknown:
-                yield sb.extent_start(extent) + sb.overhead, sb.extent_start(extent + 1)
+        for extent in sorted(self._in_use - self.unknown):
+            yield sb.extent_start(extent) + sb.overhead, sb.extent_start(extent + 1)
 
     def _check_space(self, without_deleted: int) -> None:
         """Count what the bitmaps hold and nothing, or only deleted VDIs, refer to.
@@ -492,6 +505,32 @@ class Checker:
 
     def _note(self, message: str) -> None:
         self.report.findings.append(Finding("note", None, message))
+
+
+def look(
+    store: Blockstore,
+    progress: Progress = silent,
+    table: Mapping[int, VdiRecord | Corrupt] | None = None,
+    settled: BlockSet | None = None,
+) -> Checker:
+    """Check a store, and return what was found; arguments as for `Checker`.
+
+    A block that is used as data and as a node can hold only one of both, and a node has a
+    check. So it is looked at once more, and then a pointer to it as data is what is wrong.
+    """
+    checker = Checker(store, progress, table, settled)
+    checker.run()
+    if checker.mixed:
+        structure = checker.flags & (NODE | LOG) != 0
+        checker = Checker(store, progress, table, settled, structure)
+        checker.run()
+    return checker
+
+
+def _sparse(size: int) -> NDArray[np.uint8]:
+    """Return bytes of zeros that take memory only where they are written to."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    return np.frombuffer(mmap.mmap(-1, size, flags=flags), np.uint8)
 
 
 def _reason(error: IoFailed) -> str:

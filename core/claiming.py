@@ -15,9 +15,18 @@ from threading import Event
 from typing import Final, NamedTuple
 
 from core.device import BlockDevice
-from core.errors import Fenced, InUse, IoFailed, NoSpace, NotFound, ParallaxError, TooEarly
+from core.errors import (
+    Corrupt,
+    Fenced,
+    InUse,
+    IoFailed,
+    NoSpace,
+    NotFound,
+    ParallaxError,
+    TooEarly,
+)
 from core.extent_disk import read_bitmap, read_header
-from core.format import BLOCK_SHIFT, Superblock
+from core.format import BLOCK_SHIFT, BitmapBlock, ExtentHeader, Superblock
 from core.lock_messages import Holding
 from core.locks import Grant, Locks
 from core.text import human_size
@@ -52,6 +61,11 @@ class Finder:
         locks: grants the extents.
         session: UUID of this session.
         held: the numbers of those that it has.
+
+    Attributes:
+        unusable: extents whose newest header or bitmap may be lost, and the error that says so.
+            What they call free may be in use, so nobody gets them before a repair.
+        touched: extents that this session has written to, held or not.
     """
 
     def __init__(
@@ -70,6 +84,8 @@ class Finder:
         self._held = held
         self._untried = deque(range(1, sb.extents))
         self._full: dict[int, int] = {}
+        self.unusable: dict[int, Corrupt] = {}
+        self.touched: set[int] = set()
         self._ask_from = 0.0
         self._seen: list[tuple[int, Holding]] = []
         self._stopped = Event()
@@ -93,8 +109,7 @@ class Finder:
 
         Raises:
             Fenced: this session was lost, or would have to wait without a lease.
-            Corrupt: what is on disk of an extent is damaged.
-            IoFailed: it cannot be read.
+            IoFailed: what is on disk of an extent cannot be read.
         """
         found = self._never_tried()
         if found is not None or not self._locks.shared:
@@ -128,9 +143,9 @@ class Finder:
         """
         elsewhere = {number for number, _ in of_others}
         for number in range(1, self._sb.extents):
-            if number in self._held or number in elsewhere or self._is_unclean(number) != suspect:
+            if number in self._held or number in elsewhere:
                 continue
-            if grant := self._get(number, suspect):
+            if self._is_usable(number, suspect) and (grant := self._get(number, suspect)):
                 return Found(number, grant)
         return None
 
@@ -143,8 +158,9 @@ class Finder:
 
         Raises:
             Fenced: it does not any more.
+            Corrupt: the extent is unusable.
         """
-        floor = read_header(self._device, self._sb, number).token
+        floor = self._header(number).token
         while True:
             try:
                 return self._locks.acquire(f"extent/{number}", floor)
@@ -169,17 +185,52 @@ class Finder:
         if self._stopped.wait(_TRY_AGAIN):
             raise Fenced("this session ends", "open the store again")
 
+    def _is_usable(self, number: int, suspect: bool) -> bool:
+        """Say whether an extent can be read, and is suspect or not as was asked for."""
+        try:
+            return self._is_unclean(number) == suspect
+        except Corrupt as error:
+            self.unusable[number] = error
+            return False
+
     def _get(self, number: int, suspect: bool = False) -> Grant | None:
-        """Take the lock of an extent unless it is full, or suspect and that was not asked for."""
-        header = read_header(self._device, self._sb, number)
+        """Take the lock of an extent, unless it is full or unusable, or suspect unasked for."""
+        try:
+            grant = self._get_usable(number, suspect)
+        except Corrupt as error:
+            self.unusable[number] = error
+            return None
+        self.unusable.pop(number, None)
+        return grant
+
+    def read(self, number: int) -> tuple[ExtentHeader, list[BitmapBlock]]:
+        """Return header and bitmap of an extent.
+
+        Raises:
+            Corrupt: the extent is unusable.
+        """
+        return self._header(number), self._bitmap(number)
+
+    def _header(self, number: int) -> ExtentHeader:
+        return read_header(self._device, self._sb, number, self._unlisted(number))
+
+    def _bitmap(self, number: int) -> list[BitmapBlock]:
+        return read_bitmap(self._device, self._sb, number, self._unlisted(number))
+
+    def _unlisted(self, number: int) -> bytes:
+        """Return this session if it cannot have left an extent untidy."""
+        return b"" if number in self.touched else self._session
+
+    def _get_usable(self, number: int, suspect: bool) -> Grant | None:
+        header = self._header(number)
         if self._full.get(number) == header.sequence:
             return None
         grant = self.lock(number)
         if grant is None or not self._locks.shared:
             return grant
         try:
-            header = read_header(self._device, self._sb, number)
-            used = sum(part.used for part in read_bitmap(self._device, self._sb, number))
+            header = self._header(number)
+            used = sum(part.used for part in self._bitmap(number))
             full = used >= self._sb.extent_blocks
             if full:
                 self._full[number] = header.sequence
@@ -197,7 +248,7 @@ class Finder:
 
     def _is_unclean(self, number: int) -> bool:
         """Say whether an extent was not given back, and its holder may be writing to it."""
-        header = read_header(self._device, self._sb, number)
+        header = self._header(number)
         return header.session not in (NOBODY, self._session) and self.is_suspect(number)
 
     # -- others ------------------------------------------------------------------------
@@ -254,9 +305,19 @@ class Finder:
         """
         free: dict[str, int] = defaultdict(int)
         for number, holding in self._seen[:_COUNTED]:
-            used = sum(part.used for part in read_bitmap(self._device, self._sb, number))
+            try:
+                used = sum(part.used for part in self._bitmap(number))
+            except IoFailed:
+                continue
             if used < self._sb.extent_blocks:
                 free[str(holding.who)] += self._sb.extent_blocks - used
+        if not free and self.unusable:
+            damaged = " and ".join(str(number) for number in sorted(self.unusable))
+            return NoSpace(
+                f"the blockstore is full but for extent {damaged}, where the newest header or"
+                " bitmap may be lost",
+                "stop what has the store open and run 'plxsh store check --repair'",
+            )
         if not free:
             return NoSpace("the blockstore is full", _FULL_HINT)
         blocks = sum(free.values())

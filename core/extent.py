@@ -32,7 +32,13 @@ from numpy.typing import NDArray
 from core.claiming import NOBODY, Finder, Found
 from core.device import BlockDevice
 from core.errors import Corrupt, InUse
-from core.extent_disk import pristine, read_bitmap, read_header
+from core.extent_disk import (
+    packed_bitmap,
+    packed_header,
+    pristine,
+    read_bitmap,
+    read_header,
+)
 from core.format import (
     BITMAP_BITS,
     BITMAP_BYTES,
@@ -278,8 +284,8 @@ class Allocator:
         extent while it lives: whoever comes then sees that it was not given back.
         """
         try:
-            header = read_header(self._device, self._sb, number)
-            extent = Extent(number, self._sb, read_bitmap(self._device, self._sb, number))
+            header, parts = self.finder.read(number)
+            extent = Extent(number, self._sb, parts)
             claim = ExtentHeader(
                 number, header.sequence + 1, grant.token, self._session, time.time_ns()
             )
@@ -295,8 +301,9 @@ class Allocator:
     def _announce(self, claim: ExtentHeader) -> None:
         """Have it written that this session writes to an extent."""
         if self._locks.leased:
-            at = self._sb.extent_start(claim.extent) + claim.sequence % 2
-            self._device.pwritev(at << BLOCK_SHIFT, [claim.pack(self._sb.uuid)])
+            at, packed = packed_header(self._sb, claim)
+            self._device.pwritev(at << BLOCK_SHIFT, [packed])
+            self.finder.touched.add(claim.extent)
         self._headers[claim.extent] = self._newest[claim.extent] = claim
         self._written_to.add(claim.extent)
 
@@ -310,9 +317,13 @@ class Allocator:
         return replace(old, sequence=old.sequence + (not unsettled), session=session)
 
     def _own(self, number: int) -> Extent | None:
-        """Claim an extent to free blocks in it; None when another session has it."""
-        grant = self.finder.lock(number)
-        return None if grant is None else self.take_in(Found(number, grant))
+        """Claim an extent to free blocks in it; None when it is not to be had, or unusable."""
+        try:
+            grant = self.finder.lock(number)
+            return None if grant is None else self.take_in(Found(number, grant))
+        except Corrupt as error:
+            self.finder.unusable[number] = error
+            return None
 
     def take_in(self, found: Found) -> Extent:
         """Allocate from an extent that was found, from now on.
@@ -467,10 +478,17 @@ class Allocator:
         Returns:
             Whether it could be had.
         """
-        grant = None if number in self._grants else self.finder.lock(number)
-        if grant is None:
+        if number in self._grants:
             return False
-        self._aside[number] = extent = self._claim(number, grant)
+        try:
+            grant = self.finder.lock(number)
+            if grant is None:
+                return False
+            extent = self._claim(number, grant)
+        except Corrupt as error:  # what it calls free may be in use
+            self.finder.unusable[number] = error
+            return False
+        self._aside[number] = extent
         extent.seal()
         return True
 
@@ -598,17 +616,12 @@ class Allocator:
     def changes(self) -> list[tuple[int, bytes]]:
         """Return (block, contents) of every header and bitmap part to write now."""
         sb = self._sb
-        writes = [
-            (sb.extent_start(h.extent) + h.sequence % 2, h.pack(sb.uuid))
-            for h in self._headers.values()
-        ]
+        writes = [packed_header(sb, header) for header in self._headers.values()]
+        self.finder.touched.update(self._headers, (e.number for e in self._held() if e.changed))
         self._unsettled.update(self._headers)
         self._headers.clear()
         for extent in self._held():
-            writes += [
-                (sb.bitmap_slot(part.extent, part.index, part.sequence % 2), part.pack(sb.uuid))
-                for part in extent.changes()
-            ]
+            writes += [packed_bitmap(sb, part) for part in extent.changes()]
         return writes
 
     def settled(self) -> None:
@@ -616,6 +629,11 @@ class Allocator:
         self._unsettled.clear()
         for extent in self._held():
             extent.settled()
+
+    @property
+    def held(self) -> Collection[int]:
+        """The numbers of the extents that this session has, allocated from or not."""
+        return self._grants.keys()
 
     @property
     def claimed(self) -> Collection[int]:

@@ -1,6 +1,9 @@
-"""Extents as they are on disk: header and bitmap, the newer valid one of two slots each."""
+"""Extents as they are on disk: header and bitmap, two slots of each."""
 
 from __future__ import annotations
+
+from functools import partial
+from typing import Final
 
 import numpy as np
 
@@ -9,57 +12,85 @@ from core.errors import Corrupt
 from core.format import (
     BITMAP_BITS,
     BITMAP_BYTES,
+    BITMAP_SLOT,
     BLOCK,
     BLOCK_SHIFT,
+    EXTENT_SLOT,
     BitmapBlock,
     ExtentHeader,
     Superblock,
 )
+from core.session_list import is_quiet
+from core.slots import Pair, T, twin_of
+
+_REPAIR: Final = "run 'plxsh store check --repair'"
 
 
-def read_bitmap(device: BlockDevice, sb: Superblock, extent: int) -> list[BitmapBlock]:
-    """Return the current bitmap parts of one extent, the newer valid slot of each.
+def header_pair(device: BlockDevice, sb: Superblock, extent: int) -> Pair[ExtentHeader]:
+    """Return both slots of the header of an extent."""
+    raw = device.pread(sb.extent_start(extent) << BLOCK_SHIFT, 2 * BLOCK)
+    return _header_pair(sb, extent, raw)
 
-    Raises:
-        Corrupt: neither slot of a part is valid.
-    """
+
+def _header_pair(sb: Superblock, extent: int, raw: bytes) -> Pair[ExtentHeader]:
+    unpack = partial(ExtentHeader.unpack, store=sb.uuid, extent=extent)
+    return Pair.read(EXTENT_SLOT, raw, unpack)
+
+
+def bitmap_pairs(device: BlockDevice, sb: Superblock, extent: int) -> list[Pair[BitmapBlock]]:
+    """Return both slots of each part of the bitmap of an extent."""
     first = sb.bitmap_slot(extent, 0, 0)
     raw = device.pread(first << BLOCK_SHIFT, 2 * sb.bitmap_blocks * BLOCK)
-    parts = []
+    pairs = []
     for index in range(sb.bitmap_blocks):
-        at = 2 * index * BLOCK
-        slots = [
-            BitmapBlock.unpack(raw[at + s * BLOCK : at + (s + 1) * BLOCK], sb.uuid, extent, index)
-            for s in (0, 1)
-        ]
-        valid = [slot for slot in slots if slot]
-        if not valid:
-            raise Corrupt(
-                f"both copies of the allocation bitmap of extent {extent} are damaged",
-                sb.bitmap_slot(extent, index, 0),
-                "run 'plxsh store check --repair'",
-            )
-        parts.append(max(valid, key=lambda part: part.sequence))
-    return parts
+        unpack = partial(BitmapBlock.unpack, store=sb.uuid, extent=extent, index=index)
+        part = raw[2 * index * BLOCK : 2 * (index + 1) * BLOCK]
+        pairs.append(Pair.read(BITMAP_SLOT, part, unpack))
+    return pairs
 
 
-def read_header(device: BlockDevice, sb: Superblock, extent: int) -> ExtentHeader:
-    """Return the header of one extent, the newer valid slot.
+def read_bitmap(
+    device: BlockDevice, sb: Superblock, extent: int, session: bytes = b""
+) -> list[BitmapBlock]:
+    """Return the current bitmap parts of one extent.
+
+    Args:
+        device, sb: the store.
+        extent: which.
+        session: the reader, if it is on the list of sessions and has not written to the extent.
 
     Raises:
-        Corrupt: neither slot is valid.
+        Corrupt: that of a part, or the newest of it, may be lost. What the bitmap calls free
+            may be in use then.
     """
-    first = sb.extent_start(extent)
-    raw = device.pread(first << BLOCK_SHIFT, 2 * BLOCK)
-    slots = [ExtentHeader.unpack(raw[s * BLOCK : (s + 1) * BLOCK], sb.uuid, extent) for s in (0, 1)]
-    valid = [slot for slot in slots if slot]
-    if not valid:
-        raise Corrupt(
-            f"both headers of extent {extent} are damaged",
-            first,
-            "run 'plxsh store check --repair'",
-        )
-    return max(valid, key=lambda header: header.sequence)
+    first = sb.bitmap_slot(extent, 0, 0)
+    what = f"of the allocation bitmap of extent {extent}"
+    return [
+        _current(device, sb, pair, session, first + 2 * index, what)
+        for index, pair in enumerate(bitmap_pairs(device, sb, extent))
+    ]
+
+
+def read_header(
+    device: BlockDevice, sb: Superblock, extent: int, session: bytes = b""
+) -> ExtentHeader:
+    """Return the current header of one extent; arguments and errors as `read_bitmap`."""
+    pair = header_pair(device, sb, extent)
+    what = f"of the header of extent {extent}"
+    return _current(device, sb, pair, session, sb.extent_start(extent), what)
+
+
+def _current(
+    device: BlockDevice, sb: Superblock, pair: Pair[T], session: bytes, first: int, what: str
+) -> T:
+    """Return the current version of a pair of slots, the first of which is block `first`."""
+    current = pair.current
+    if current is None:
+        raise Corrupt(f"both slots {what} are damaged", first, _REPAIR)
+    if pair.doubtful and not is_quiet(device, sb, session):
+        other = first + 1 - current.sequence % 2
+        raise Corrupt(f"is damaged: the newest version {what} may be lost", other, _REPAIR)
+    return current
 
 
 def pristine(sb: Superblock, extent: int) -> list[tuple[int, bytes]]:
@@ -69,12 +100,23 @@ def pristine(sb: Superblock, extent: int) -> list[tuple[int, bytes]]:
     taken[: sb.overhead] = 1
     taken[size:] = 0
     bits = np.packbits(taken, bitorder="little")
-    first = sb.extent_start(extent)
-    writes = [(first, bytes(BLOCK)), (first + 1, ExtentHeader(extent).pack(sb.uuid))]
+    header = ExtentHeader(extent)
+    writes = [packed_header(sb, header), packed_header(sb, twin_of(header))]
     for index in range(sb.bitmap_blocks):
         part = bits[index * BITMAP_BYTES : (index + 1) * BITMAP_BYTES]
         used = int(np.bitwise_count(part).sum())
-        packed = BitmapBlock(extent, index, 1, used, part.tobytes()).pack(sb.uuid)
-        writes.append((sb.bitmap_slot(extent, index, 0), bytes(BLOCK)))
-        writes.append((sb.bitmap_slot(extent, index, 1), packed))
-    return writes
+        block = BitmapBlock(extent, index, 1, used, part.tobytes())
+        writes += [packed_bitmap(sb, block), packed_bitmap(sb, twin_of(block))]
+    return sorted(writes)
+
+
+def packed_header(sb: Superblock, header: ExtentHeader) -> tuple[int, bytes]:
+    """Return the block to write a header to, and what."""
+    block = sb.extent_start(header.extent) + header.sequence % 2
+    return block, header.pack(sb.uuid, sb.stamped)
+
+
+def packed_bitmap(sb: Superblock, part: BitmapBlock) -> tuple[int, bytes]:
+    """Return the block to write a part of a bitmap to, and what."""
+    block = sb.bitmap_slot(part.extent, part.index, part.sequence % 2)
+    return block, part.pack(sb.uuid, sb.stamped)

@@ -26,6 +26,7 @@ def enable(store: Blockstore, incompat: int) -> None:
         return
     new = replace(old, incompat=old.incompat | incompat, sequence=old.sequence + 1)
     try:
+        store.enroll()
         write_superblock(store.device, new)
     except ParallaxError as error:
         store.fail(error)

@@ -41,6 +41,7 @@ class Report:
         unreachable: of those, blocks that no VDI and no snapshot refers to.
         losses: what a repair has to cut out of trees.
         suspect: ids of VDIs whose record disagrees with their tree or with others.
+        relocate: ids of VDIs whose snapshot log is to move to a block that it cannot have.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -52,6 +53,7 @@ class Report:
     unreachable: int = 0
     losses: list[Loss] = field(default_factory=list)
     suspect: set[int] = field(default_factory=set)
+    relocate: set[int] = field(default_factory=set)
 
     @property
     def damaged(self) -> bool:

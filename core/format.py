@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Final
 
 from google_crc32c import value as crc32c
@@ -106,6 +107,116 @@ def _intact(block: bytes, magic: bytes) -> bool:
 
 
 # ---------------------------------------------------------------------------------------
+# Slots: what is written again and again has two blocks, written in turn. Each of their
+# sectors ends with a *stamp* of the checksum of that write, so that a write of which only
+# some sectors came to the disk can be told from a block that has rotted.
+
+SECTOR: Final = 512
+"""Bytes that a disk writes whole or not at all."""
+_STAMPS_AT: Final = tuple(range(2 * SECTOR - 2, BLOCK, SECTOR))
+_STAMP: Final = struct.Struct("<H")
+_SAVED: Final = 2 * len(_STAMPS_AT)
+
+
+@dataclass(frozen=True, slots=True)
+class SlotKind:
+    """How one kind of slot looks.
+
+    `magic` is that of slots with stamps, `plain` of those without. The bytes that stamps took
+    the place of are at `saved`.
+    """
+
+    magic: bytes
+    plain: bytes
+    saved: int
+
+
+class Condition(Enum):
+    """What a slot is."""
+
+    VALID = "valid"
+    SCARRED = "valid, but no write has left its stamps like that"
+    EMPTY = "empty"
+    TORN = "torn"
+    DAMAGED = "damaged"
+
+
+def _stamp(crc: int) -> int:
+    """Return the stamp of a checksum: 15 bits of it and their parity.
+
+    Two different stamps differ in two bits or more, so no flipped bit makes one of another.
+    """
+    bits = crc & 0x7FFF
+    return bits << 1 | bits.bit_count() & 1
+
+
+def _seal_slot(kind: SlotKind, block: bytearray, stamped: bool) -> bytes:
+    """Fill in magic, checksum and stamps of a slot."""
+    block[:8] = kind.magic if stamped else kind.plain
+    crc = crc32c(bytes(block))
+    struct.pack_into("<I", block, _CRC_AT, crc)
+    if stamped:
+        for number, at in enumerate(_STAMPS_AT):
+            saved = kind.saved + 2 * number
+            block[saved : saved + 2] = block[at : at + 2]
+            _STAMP.pack_into(block, at, _stamp(crc))
+    return bytes(block)
+
+
+def _without_stamps(kind: SlotKind, block: bytes) -> tuple[bytearray, int]:
+    """Return a slot's contents, with zeros as checksum, and the checksum it has."""
+    plain = bytearray(block)
+    (stored,) = struct.unpack_from("<I", block, _CRC_AT)
+    plain[_CRC_AT : _CRC_AT + 4] = bytes(4)
+    if block[:8] == kind.magic:
+        for number, at in enumerate(_STAMPS_AT):
+            saved = kind.saved + 2 * number
+            plain[at : at + 2] = block[saved : saved + 2]
+        plain[kind.saved : kind.saved + _SAVED] = bytes(_SAVED)
+    return plain, stored
+
+
+def open_slot(kind: SlotKind, block: bytes) -> bytes | None:
+    """Return what a slot holds, without stamps; None when it is not valid."""
+    if len(block) != BLOCK or block[:8] not in (kind.magic, kind.plain):
+        return None
+    plain, stored = _without_stamps(kind, block)
+    return bytes(plain) if crc32c(bytes(plain)) == stored else None
+
+
+def condition(kind: SlotKind, block: bytes, belongs: bool) -> Condition:
+    """Say what a slot is.
+
+    A write of which only some sectors came to the disk leaves stamps of two writes. Whatever
+    else is not valid is damaged: a block that rotted has the stamps of one write, and one that
+    is valid elsewhere was not torn. Without stamps it cannot be told.
+
+    Args:
+        kind: of slot.
+        block: its contents.
+        belongs: whether it is valid and belongs to this place.
+    """
+    if block == ZERO_BLOCK:
+        return Condition.EMPTY
+    stamps = [_STAMP.unpack_from(block, at)[0] for at in _STAMPS_AT]
+    sane = all(map(_is_stamp, stamps))
+    if belongs:
+        return Condition.VALID if sane or block[:8] == kind.plain else Condition.SCARRED
+    begun = block[:8] == kind.magic or not any(block[:SECTOR])
+    if not (begun and sane) or open_slot(kind, block) is not None:
+        return Condition.DAMAGED
+    plain, stored = _without_stamps(kind, block)
+    one_write = {_stamp(stored), *stamps} == {_stamp(stored)}
+    # A checksum that rotted differs from the stamps as well: then the rest agrees with them.
+    only_checksum = {_stamp(crc32c(bytes(plain)))} == {*stamps}
+    return Condition.DAMAGED if one_write or only_checksum else Condition.TORN
+
+
+def _is_stamp(stamp: int) -> bool:
+    return _stamp(stamp >> 1) == stamp
+
+
+# ---------------------------------------------------------------------------------------
 # Superblock: block 0, and a copy in the last block of the system extent.
 
 SUPERBLOCK_MAGIC: Final = b"PARALLAX"
@@ -114,7 +225,9 @@ assert _SUPERBLOCK.size == 92
 
 INCOMPAT_SCHEDULES: Final = 1
 """A VDI has or had a schedule: its snapshot log may lead to pages that are no more."""
-KNOWN_INCOMPAT: Final = INCOMPAT_SCHEDULES
+INCOMPAT_STAMPS: Final = 2
+"""Slots have stamps, and sessions that have not ended are listed."""
+KNOWN_INCOMPAT: Final = INCOMPAT_SCHEDULES | INCOMPAT_STAMPS
 RO_COMPAT_SHARED: Final = 1
 """Who writes needs the lock master that the superblock names."""
 KNOWN_RO_COMPAT: Final = RO_COMPAT_SHARED
@@ -159,6 +272,15 @@ class Superblock:
     def copy_block(self) -> int:
         """Where the second copy of this superblock is."""
         return self.extent_blocks - 1
+
+    @property
+    def stamped(self) -> bool:
+        """Whether slots have stamps, and sessions are listed."""
+        return bool(self.incompat & INCOMPAT_STAMPS)
+
+    def sessions_slot(self, slot: int) -> int:
+        """Block number of one slot of the list of sessions; the VDI table never reaches it."""
+        return 1 if slot else self.extent_blocks - 2
 
     @property
     def max_vdis(self) -> int:
@@ -271,9 +393,9 @@ def check_geometry(extent_size: int, extents: int) -> None:
 # ---------------------------------------------------------------------------------------
 # Extent header (two slots) and allocation bitmap (each block in two slots).
 
-EXTENT_MAGIC: Final = b"PLXEXTNT"
-_EXTENT = struct.Struct("<8sI16sIQQ16sq")
+_EXTENT = struct.Struct("<8xI16sIQQ16sq")
 assert _EXTENT.size == 72
+EXTENT_SLOT: Final = SlotKind(b"PLXEXTN2", b"PLXEXTNT", 72)
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,13 +408,12 @@ class ExtentHeader:
     session: bytes = bytes(16)
     claimed_ns: int = 0
 
-    def pack(self, store: bytes) -> bytes:
+    def pack(self, store: bytes, stamped: bool = True) -> bytes:
         """Return the block to write into slot `sequence % 2`."""
         block = bytearray(BLOCK)
         _EXTENT.pack_into(
             block,
             0,
-            EXTENT_MAGIC,
             0,
             store,
             self.extent,
@@ -301,22 +422,23 @@ class ExtentHeader:
             self.session,
             self.claimed_ns,
         )
-        return _seal(block)
+        return _seal_slot(EXTENT_SLOT, block, stamped)
 
     @classmethod
     def unpack(cls, block: bytes, store: bytes, extent: int) -> ExtentHeader | None:
         """Return the header in `block`, or None when it is damaged or another's."""
-        if not _intact(block, EXTENT_MAGIC):
+        plain = open_slot(EXTENT_SLOT, block)
+        if plain is None:
             return None
-        _, _, uuid, number, sequence, token, session, claimed = _EXTENT.unpack_from(block)
+        _, uuid, number, sequence, token, session, claimed = _EXTENT.unpack_from(plain)
         if uuid != store or number != extent:
             return None
         return cls(number, sequence, token, session, claimed)
 
 
-BITMAP_MAGIC: Final = b"PLXBITMP"
-_BITMAP = struct.Struct("<8sI16sIIQI")
+_BITMAP = struct.Struct("<8xI16sIIQI")
 assert _BITMAP.size == 48
+BITMAP_SLOT: Final = SlotKind(b"PLXBITM2", b"PLXBITMP", 48)
 BITMAP_START: Final = 64
 BITMAP_BYTES: Final = BLOCK - BITMAP_START
 BITMAP_BITS: Final = BITMAP_BYTES * 8
@@ -333,24 +455,66 @@ class BitmapBlock:
     used: int
     bits: bytes
 
-    def pack(self, store: bytes) -> bytes:
+    def pack(self, store: bytes, stamped: bool = True) -> bytes:
         """Return the block to write into slot `sequence % 2`."""
         block = bytearray(BLOCK)
-        _BITMAP.pack_into(
-            block, 0, BITMAP_MAGIC, 0, store, self.extent, self.index, self.sequence, self.used
-        )
+        _BITMAP.pack_into(block, 0, 0, store, self.extent, self.index, self.sequence, self.used)
         block[BITMAP_START : BITMAP_START + len(self.bits)] = self.bits
-        return _seal(block)
+        return _seal_slot(BITMAP_SLOT, block, stamped)
 
     @classmethod
     def unpack(cls, block: bytes, store: bytes, extent: int, index: int) -> BitmapBlock | None:
         """Return the bitmap part in `block`, or None when it is damaged or another's."""
-        if not _intact(block, BITMAP_MAGIC):
+        plain = open_slot(BITMAP_SLOT, block)
+        if plain is None:
             return None
-        _, _, uuid, number, part, sequence, used = _BITMAP.unpack_from(block)
+        _, uuid, number, part, sequence, used = _BITMAP.unpack_from(plain)
         if uuid != store or number != extent or part != index:
             return None
-        return cls(number, part, sequence, used, block[BITMAP_START:])
+        return cls(number, part, sequence, used, plain[BITMAP_START:])
+
+
+# ---------------------------------------------------------------------------------------
+# Sessions that have not ended (two slots): who may have left slots that are not twins.
+
+_SESSIONS = struct.Struct("<8xI16sQII")
+assert _SESSIONS.size == 44
+SESSIONS_SLOT: Final = SlotKind(b"PLXSESSN", b"", 48)
+_SESSIONS_AT: Final = 128
+MAX_LISTED: Final = (BLOCK - _SESSIONS_AT) // 16
+"""Sessions that the list has room for."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionList:
+    """Sessions that write to the store, or have ended without tidying up.
+
+    `more` says that there may be others, for whom there was no room or of whom nothing is known.
+    """
+
+    sequence: int = 1
+    sessions: tuple[bytes, ...] = ()
+    more: bool = False
+
+    def pack(self, store: bytes) -> bytes:
+        """Return the block to write into slot `sequence % 2`."""
+        block = bytearray(BLOCK)
+        _SESSIONS.pack_into(block, 0, 0, store, self.sequence, len(self.sessions), self.more)
+        at = _SESSIONS_AT
+        block[at : at + 16 * len(self.sessions)] = b"".join(self.sessions)
+        return _seal_slot(SESSIONS_SLOT, block, True)
+
+    @classmethod
+    def unpack(cls, block: bytes, store: bytes) -> SessionList | None:
+        """Return the list in `block`, or None when it is damaged or another's."""
+        plain = open_slot(SESSIONS_SLOT, block)
+        if plain is None:
+            return None
+        _, uuid, sequence, count, more = _SESSIONS.unpack_from(plain)
+        if uuid != store or count > MAX_LISTED:
+            return None
+        ends = range(_SESSIONS_AT, _SESSIONS_AT + 16 * count, 16)
+        return cls(sequence, tuple(plain[at : at + 16] for at in ends), bool(more))
 
 
 # ---------------------------------------------------------------------------------------
@@ -419,6 +583,8 @@ class LogRecord:
             _LOG_RECORD.unpack(record)
         )
         if crc32c(record[:4] + b"\0\0\0\0" + record[8:]) != stored or length > MAX_LABEL:
+            return None
+        if kind not in (KIND_SNAPSHOT, KIND_TOMBSTONE):
             return None
         try:
             text = label[:length].decode()
@@ -503,9 +669,9 @@ class LogBlock:
 # VDI record: two slots, written alternately; the valid one with the higher sequence wins.
 
 VDI_TABLE_START: Final = 2
-VDI_MAGIC: Final = b"PLXVDI\0\1"
-_VDI = struct.Struct("<8sI16sQII16sQQBxxxxxxxQQQqqqQII16sQQIIQQ16sQIQQQ")
+_VDI = struct.Struct("<8xI16sQII16sQQBxxxxxxxQQQqqqQII16sQQIIQQ16sQIQQQ")
 assert _VDI.size == 256
+VDI_SLOT: Final = SlotKind(b"PLXVDI\0\2", b"PLXVDI\0\1", 256)
 _NAME_AT: Final = 512
 _NAME = struct.Struct("<H255s")
 
@@ -563,14 +729,13 @@ class VdiRecord:
     log_kept_number: int = 0
     page: tuple[LogRecord, ...] = ()
 
-    def pack(self, store: bytes) -> bytes:
+    def pack(self, store: bytes, stamped: bool = True) -> bytes:
         """Return the block to write into slot `sequence % 2`."""
         name = self.name.encode()
         block = bytearray(BLOCK)
         _VDI.pack_into(
             block,
             0,
-            VDI_MAGIC,
             0,
             store,
             self.sequence,
@@ -605,15 +770,15 @@ class VdiRecord:
         )
         _NAME.pack_into(block, _NAME_AT, len(name), name)
         _pack_page(block, self.page)
-        return _seal(block)
+        return _seal_slot(VDI_SLOT, block, stamped)
 
     @classmethod
     def unpack(cls, block: bytes, store: bytes, vdi: int) -> VdiRecord | None:
         """Return the record in `block`, or None when it is damaged or another's."""
-        if not _intact(block, VDI_MAGIC):
+        plain = open_slot(VDI_SLOT, block)
+        if plain is None:
             return None
         (
-            _,
             _,
             uuid,
             sequence,
@@ -645,9 +810,9 @@ class VdiRecord:
             log_retired,
             log_kept,
             log_kept_number,
-        ) = _VDI.unpack_from(block)
-        length, raw_name = _NAME.unpack_from(block, _NAME_AT)
-        page = _unpack_page(block, count)
+        ) = _VDI.unpack_from(plain)
+        length, raw_name = _NAME.unpack_from(plain, _NAME_AT)
+        page = _unpack_page(plain, count)
         if uuid != store or number != vdi or length > MAX_NAME or page is None:
             return None
         try:

@@ -12,8 +12,17 @@ from core.device import BlockDevice, Cache, FileDevice, io_error, sync_folder
 from core.direct import open_device
 from core.errors import BadRequest, InUse
 from core.extent import pristine
-from core.format import BLOCK, BLOCK_SHIFT, SUPERBLOCK_MAGIC, Superblock, check_geometry
+from core.format import (
+    BLOCK,
+    BLOCK_SHIFT,
+    INCOMPAT_STAMPS,
+    SUPERBLOCK_MAGIC,
+    SessionList,
+    Superblock,
+    check_geometry,
+)
 from core.progress import Progress, silent
+from core.slots import twin_of
 from core.text import uuid_text
 
 _DISCARD: Final = 1 << 30
@@ -32,11 +41,19 @@ def format_device(device: BlockDevice, extent_size: int, extents: int) -> Superb
     """
     check_geometry(extent_size, extents)
     sb = Superblock(
-        uuid.uuid4().bytes, extent_size >> BLOCK_SHIFT, extents, created_ns=time.time_ns()
+        uuid.uuid4().bytes,
+        extent_size >> BLOCK_SHIFT,
+        extents,
+        incompat=INCOMPAT_STAMPS,
+        created_ns=time.time_ns(),
     )
     for extent in range(1, extents):
         writes = pristine(sb, extent)
         device.pwritev(writes[0][0] << BLOCK_SHIFT, [data for _, data in writes])
+    nobody = SessionList()
+    for listed in (nobody, twin_of(nobody)):
+        at = sb.sessions_slot(listed.sequence % 2) << BLOCK_SHIFT
+        device.pwritev(at, [listed.pack(sb.uuid)])
     write_superblock(device, sb)
     return sb
 
@@ -190,6 +207,7 @@ def extend(store: Blockstore, extents: int) -> Superblock:
     check_geometry(old.extent_blocks << BLOCK_SHIFT, extents)
     new = old.grown(extents)
     store.check_writable()
+    store.enroll()
     store.device.resize(new.size)
     for extent in range(old.extents, extents):
         writes = pristine(new, extent)

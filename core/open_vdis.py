@@ -73,6 +73,8 @@ class OpenVdis(ABC):
                 current = self.current(record)
                 grant = grant or acquire(self, current)
                 vdi = take_over(self, current, grant)
+                if self.locks.shared:  # the sessions that had it before leave it to this one
+                    self.store.touched.add(record.id)
             except BaseException:
                 if grant is not None:
                     grant.release()

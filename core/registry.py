@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 import uuid
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Final
 
 from core.blockstore import Blockstore
@@ -23,13 +24,18 @@ from core.format import (
     LIVE,
     MAX_LABEL,
     MAX_NAME,
-    ZERO_BLOCK,
+    VDI_SLOT,
     VdiRecord,
+    open_slot,
 )
+from core.session_list import is_quiet
+from core.slots import Pair
 
 _WINDOW: Final = 256
-_SEQUENCE: Final = struct.Struct("<28xQ")
+_PLACE: Final = struct.Struct("<12x16sQI")
+_NEVER: Final = bytes(2 * BLOCK)
 _RETRIES: Final = 3
+_REPAIR: Final = "run 'plxsh store check --repair'"
 _ID_DIGITS: Final = 9
 _LIST: Final = "'plxsh vdi list' shows those there are"
 _LIST_DELETED: Final = "'plxsh vdi list --deleted' shows those that are"
@@ -44,42 +50,87 @@ class Registry:
 
     def scan(self) -> Iterator[tuple[int, VdiRecord | Corrupt]]:
         """Yield (id, record or what is wrong with it) for every VDI that ever was."""
+        for number, raw in self._slots():
+            record = self._parse(number, raw)
+            if isinstance(record, Corrupt):
+                record = self._read(number)
+            if record is not None:
+                yield number, record
+
+    def pairs(self) -> Iterator[tuple[int, Pair[VdiRecord]]]:
+        """Yield (id, both slots) for every place of the table in which anything was written."""
+        for number, raw in self._slots():
+            if raw != _NEVER:
+                yield number, self._pair(number, raw)
+
+    def _slots(self) -> Iterator[tuple[int, bytes]]:
+        """Yield (id, both slots as they are) up to the end of what is in use of the table."""
         sb = self._store.sb
         for first in range(0, sb.max_vdis, _WINDOW // 2):
             count = min(_WINDOW // 2, sb.max_vdis - first)
             raw = self._store.device.pread(sb.vdi_slot(first, 0) << BLOCK_SHIFT, 2 * count * BLOCK)
             if raw == bytes(len(raw)):
                 return
-            for number in range(first, first + count):
-                at = 2 * (number - first) * BLOCK
-                record = self._parse(number, raw[at : at + 2 * BLOCK])
-                if isinstance(record, Corrupt):
-                    record = self._read(number)
-                if record is not None:
-                    yield number, record
+            for place in range(count):
+                yield first + place, raw[2 * place * BLOCK : 2 * (place + 1) * BLOCK]
 
-    def _parse(self, number: int, pair: bytes) -> VdiRecord | Corrupt | None:
+    def _parse(self, number: int, raw: bytes) -> VdiRecord | Corrupt | None:
         """Return the current record of a pair of slots, None when no VDI was made there."""
-        slots = sorted(
-            (pair[:BLOCK], pair[BLOCK:]), key=lambda s: _SEQUENCE.unpack_from(s)[0], reverse=True
-        )
-        valid = [VdiRecord.unpack(slots[0], self._store.sb.uuid, number)]
-        # A damaged slot may claim any sequence, so only a valid higher one ends the search.
-        if valid[0] is None:
-            valid.append(VdiRecord.unpack(slots[1], self._store.sb.uuid, number))
-        if valid[-1] is not None:
-            return valid[-1]
-        if ZERO_BLOCK in slots:
+        if raw == _NEVER:
+            return None
+        record = self._newer(number, raw)
+        return record or self._judge(number, self._pair(number, raw))
+
+    def _newer(self, number: int, raw: bytes) -> VdiRecord | None:
+        """Return the record with the higher sequence number, None unless both are valid.
+
+        Only that one is taken apart: this is what costs when there are many VDIs.
+        """
+        slots = raw[:BLOCK], raw[BLOCK:]
+        sequences = []
+        for slot, block in enumerate(slots):
+            uuid, sequence, place = _PLACE.unpack_from(block)
+            if (uuid, sequence % 2, place) != (self._store.sb.uuid, slot, number):
+                return None
+            sequences.append(sequence)
+        newer = sequences[1] > sequences[0]
+        if open_slot(VDI_SLOT, slots[1 - newer]) is None:
+            return None
+        return VdiRecord.unpack(slots[newer], self._store.sb.uuid, number)
+
+    def _pair(self, number: int, raw: bytes) -> Pair[VdiRecord]:
+        unpack = partial(VdiRecord.unpack, store=self._store.sb.uuid, vdi=number)
+        return Pair.read(VDI_SLOT, raw, unpack)
+
+    def _judge(self, number: int, pair: Pair[VdiRecord]) -> VdiRecord | Corrupt | None:
+        """Return the record that counts where not both slots are valid."""
+        store, current = self._store, pair.current
+        if pair.never_made:
             return None  # a creation that a crash cut off; a finished one fills both slots
-        return Corrupt(
-            f"both records of VDI {number} are damaged", self._store.sb.vdi_slot(number, 0)
-        )
+        if current is None:
+            return Corrupt(
+                f"both records of VDI {number} are damaged", store.sb.vdi_slot(number, 0), _REPAIR
+            )
+        own = b"" if number in store.touched else store.session
+        if pair.doubtful and not is_quiet(store.device, store.sb, own):
+            return Corrupt(
+                f"the newest record of VDI {number} {current.name!r} may be lost: this one is"
+                f" damaged, the other one is of commit {current.sequence}",
+                store.sb.vdi_slot(number, 1 - current.sequence % 2),
+                "'plxsh store check --repair' goes on with that commit",
+            )
+        return current
+
+    def pair(self, number: int) -> Pair[VdiRecord]:
+        """Return both slots of the record of a VDI."""
+        at = self._store.sb.vdi_slot(number, 0) << BLOCK_SHIFT
+        return self._pair(number, self._store.device.pread(at, 2 * BLOCK))
 
     def get(self, number: int) -> VdiRecord | None:
         """Return the current record of one VDI, None when there never was one.
 
         Raises:
-            Corrupt: both slots are damaged.
+            Corrupt: both slots are damaged, or the newer one may be.
         """
         if not 0 <= number < self._store.sb.max_vdis:
             return None
@@ -162,8 +213,10 @@ class Registry:
     def write(self, record: VdiRecord) -> None:
         """Write a record into the slot its sequence number names. Not yet durable."""
         sb = self._store.sb
+        self._store.enroll()
+        self._store.touched.add(record.id)
         block = sb.vdi_slot(record.id, record.sequence % 2)
-        self._store.device.pwritev(block << BLOCK_SHIFT, [record.pack(sb.uuid)])
+        self._store.device.pwritev(block << BLOCK_SHIFT, [record.pack(sb.uuid, sb.stamped)])
 
 
 def check_name(name: str) -> None:
@@ -179,6 +232,15 @@ def check_name(name: str) -> None:
         raise BadRequest(f"the name {name!r} would be taken for a UUID", "take another")
     if "@" in name:
         raise BadRequest(f"the name {name!r} contains '@'", "that stands before a snapshot's label")
+
+
+def is_forbidden(name: str) -> bool:
+    """Say whether no VDI may have a name."""
+    try:
+        check_name(name)
+    except BadRequest:
+        return True
+    return False
 
 
 def check_label(label: str) -> None:

@@ -8,19 +8,19 @@ is copied first: the copy, a clone with holes in place of what is lost, keeps th
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core import snaplog
 from core.blockstore import Blockstore
-from core.checker import ALLOCATED, SEEN, Checker
+from core.checker import ALLOCATED, SEEN, Checker, look
 from core.device import Cache
-from core.errors import Corrupt, IoFailed
-from core.extent import read_header
+from core.errors import IoFailed
+from core.extent_disk import bitmap_pairs, header_pair, packed_bitmap, packed_header
 from core.findings import Loss, Report
 from core.format import (
     BITMAP_BITS,
@@ -33,15 +33,20 @@ from core.format import (
     MAX_NAME,
     WRITABLE,
     BitmapBlock,
+    Condition,
     ExtentHeader,
     VdiRecord,
 )
 from core.lock_master import LockMaster
 from core.mkfs import write_superblock
 from core.progress import Progress, silent
-from core.registry import Registry
+from core.registry import Registry, is_forbidden
 from core.session import Session
+from core.session_list import is_quiet, read_sessions
 from core.snaplog import SnapshotId
+
+_ABSURD: Final = 1 << 62
+"""A sequence number that no store reaches."""
 
 
 class Step(NamedTuple):
@@ -83,73 +88,108 @@ def repair_store(store: Blockstore, progress: Progress = silent) -> tuple[Report
     """
     device = store.device
     try:
-        checker = Checker(store, progress)
-        report = checker.run()
+        checker = look(store, progress)
+        report = checker.report
         if not report.damaged:
             return report, []
-        done = [*_superblock(store), *_records(store, checker), *_extents(store, checker)]
+        done = [*_sessions(store), *_superblock(store), *_records(store, checker)]
+        if any(number in report.suspect | checker.slots.vdis for number in _numbers(store)):
+            checker = look(store, progress)  # with the records that count from now on
+        done += _extents(store, checker)
         device.flush()
         # What the store that was damaged remembers is wrong now: another takes its place.
         locks = LockMaster()
         with Session(Blockstore(device, locks), locks) as session:
-            done += _trees(session, report)
+            session.store.enroll()  # to be the one that tidies up
+            done += _trees(session, checker.report)
     finally:
         device.close()
     return report, done
 
 
+def _numbers(store: Blockstore) -> list[int]:
+    return [number for number, _ in Registry(store).pairs()]
+
+
+def _sessions(store: Blockstore) -> Steps:
+    """Write the list of sessions, with this one on it; the session after it empties the list."""
+    untidy = store.sb.stamped and not is_quiet(store.device, store.sb)
+    damaged = Condition.DAMAGED in read_sessions(store.device, store.sb).conditions
+    store.enroll()
+    if untidy or (damaged and store.sb.stamped):
+        yield Step(False, "the list of sessions is written again")
+
+
 def _superblock(store: Blockstore) -> Steps:
-    if store.warnings:
+    if store.superblocks() != (store.sb, store.sb):
         write_superblock(store.device, store.sb)
         yield Step(False, "the superblock and its copy are written again")
 
 
 def _records(store: Blockstore, checker: Checker) -> Steps:
     """Give table entries that cannot be read back; renew those with impossible slots."""
-    registry = Registry(store)
-    for number, found in registry.scan():
-        if isinstance(found, Corrupt):
+    slots, suspect = checker.slots.vdis, checker.report.suspect
+    for number, pair in list(Registry(store).pairs()):
+        found = pair.current or _out_of_place(store, number)
+        if number not in slots | suspect:
+            continue
+        if found is None:
             _write_twice(store, VdiRecord(number, bytes(16), "", state=FREE))
-            yield Step(True, f"VDI {number} is lost: both its records are damaged")
-        elif number not in checker.records:
+            yield Step(True, f"VDI {number}, if it ever was, is lost: both its records are damaged")
+        elif not 1 <= found.height <= MAX_HEIGHT:
             _write_twice(store, replace(found, state=FREE, root=0, height=1, page=()))
             yield Step(True, f"VDI {number} is lost: its record makes no sense")
-        elif number in checker.report.suspect and found.state == DELETED:
+        elif number in suspect and found.state == DELETED:
             _write_twice(store, replace(found, state=FREE, root=0, height=1, page=()))
             yield Step(True, f"deleted VDI {number} is damaged: it can no longer be restored")
-        elif number in checker.report.suspect:
+        elif pair.doubtful and not checker.slots.quiet:
+            _write_twice(store, found)
+            yield Step(
+                True, f"VDI {number} goes on with commit {found.sequence}, the newest there is"
+            )
+        else:
             _write_twice(store, found)
             yield Step(False, f"both records of VDI {number} are written again")
 
 
+def _out_of_place(store: Blockstore, number: int) -> VdiRecord | None:
+    """Return the newest record of a VDI that is in the wrong slot of it."""
+    blocks = [store.sb.vdi_slot(number, slot) << BLOCK_SHIFT for slot in (0, 1)]
+    found = [
+        VdiRecord.unpack(store.device.pread(at, BLOCK), store.sb.uuid, number) for at in blocks
+    ]
+    return max(filter(None, found), key=lambda record: record.sequence, default=None)
+
+
 def _write_twice(store: Blockstore, record: VdiRecord) -> None:
     """Fill both slots of a VDI, first the one that does not hold what is valid now."""
-    for sequence in (record.sequence + 1, record.sequence + 2):
+    for sequence in _next_two(record.sequence):
         Registry(store).write(replace(record, sequence=sequence))
         store.device.flush()
+
+
+def _next_two(sequence: int) -> tuple[int, int]:
+    """Return the sequence numbers for new twins; after an absurd one they begin again."""
+    first = sequence + 1 if sequence < _ABSURD else 1 + sequence % 2
+    return first, first + 1
 
 
 def _extents(store: Blockstore, checker: Checker) -> Steps:
     """Rebuild headers and bitmaps from what is readable and reachable."""
     sb = store.sb
-    for extent in range(1, sb.extents):
+    for extent in sorted(checker.slots.extents):
+        header = header_pair(store.device, sb, extent).current or ExtentHeader(extent)
+        for sequence in _next_two(header.sequence):
+            block, packed = packed_header(sb, replace(header, sequence=sequence))
+            store.device.pwritev(block << BLOCK_SHIFT, [packed])
+            store.device.flush()
         start = sb.extent_start(extent)
-        try:
-            read_header(store.device, sb, extent)
-        except IoFailed:
-            for sequence in (1, 2):
-                header = ExtentHeader(extent, sequence)
-                at = (start + sequence % 2) << BLOCK_SHIFT
-                store.device.pwritev(at, [header.pack(sb.uuid)])
-            yield Step(False, f"the header of extent {extent} is made again")
         flags = checker.flags[start : start + sb.extent_blocks]
         known = 0 if extent in checker.unknown else ALLOCATED
         taken = flags & (SEEN | known) != 0
         taken[: sb.overhead] = True
-        if known and bool((taken == (flags & ALLOCATED != 0)).all()):
-            continue
         _write_bitmap(store, extent, taken)
-        yield Step(False, f"the bitmap of extent {extent} is made again")
+        yield Step(False, f"header and bitmap of extent {extent} are made again")
 
 
 def _write_bitmap(store: Blockstore, extent: int, taken: NDArray[np.bool_]) -> None:
@@ -158,27 +198,15 @@ def _write_bitmap(store: Blockstore, extent: int, taken: NDArray[np.bool_]) -> N
     padded = np.zeros(sb.bitmap_blocks * BITMAP_BITS, np.bool_)
     padded[: taken.size] = taken
     bits = np.packbits(padded, bitorder="little").tobytes()
-    sequence = _last_sequence(store, extent)
-    for step in (1, 2):
+    found = [pair.current for pair in bitmap_pairs(store.device, sb, extent)]
+    last = max((part.sequence for part in found if part is not None), default=0)
+    for sequence in _next_two(last):
         for index in range(sb.bitmap_blocks):
             part = bits[index * BITMAP_BYTES : (index + 1) * BITMAP_BYTES]
             used = int(np.bitwise_count(np.frombuffer(part, np.uint8)).sum())
-            block = BitmapBlock(extent, index, sequence + step, used, part)
-            at = sb.bitmap_slot(extent, index, block.sequence % 2) << BLOCK_SHIFT
-            store.device.pwritev(at, [block.pack(sb.uuid)])
+            block, packed = packed_bitmap(sb, BitmapBlock(extent, index, sequence, used, part))
+            store.device.pwritev(block << BLOCK_SHIFT, [packed])
         store.device.flush()
-
-
-def _last_sequence(store: Blockstore, extent: int) -> int:
-    """Return the highest sequence number of any readable part of a bitmap."""
-    sb = store.sb
-    last = 0
-    for index in range(sb.bitmap_blocks):
-        for slot in (0, 1):
-            raw = store.device.pread(sb.bitmap_slot(extent, index, slot) << BLOCK_SHIFT, BLOCK)
-            part = BitmapBlock.unpack(raw, sb.uuid, extent, index)
-            last = max(last, part.sequence if part else 0)
-    return last
 
 
 def _trees(session: Session, report: Report) -> Steps:
@@ -188,7 +216,7 @@ def _trees(session: Session, report: Report) -> Steps:
         losses[loss.vdi, loss.snapshot].append(loss)
     for record in session.registry.vdis():
         if record.id in report.suspect:
-            yield from _log(session, record)
+            yield from _log(session, record, record.id in report.relocate)
     for (vdi, snapshot), lost in losses.items():
         if snapshot is not None:
             yield from _snapshot(session, vdi, snapshot, lost)
@@ -197,16 +225,26 @@ def _trees(session: Session, report: Report) -> Steps:
         lost = losses[record.id, None]
         if record.id in report.suspect or lost:
             yield from _live(session, record, lost)
-        if record.name in names:
-            name = f"{record.name[: MAX_NAME // 4 - 12]}-{record.id}"
+        if record.name in names or is_forbidden(record.name):
+            name = _another_name(record, names)
             session.rename(record, name)
-            text = f"VDI {record.id} gets the name {name!r}: another VDI is called as it is"
-            yield Step(False, text)
+            yield Step(False, f"VDI {record.id}, which was called {record.name!r}, is now {name!r}")
+            names.add(name)
         names.add(record.name)
 
 
-def _log(session: Session, record: VdiRecord) -> Steps:
-    """Give up the pages of a snapshot log from the first damaged one on."""
+def _another_name(record: VdiRecord, taken: Container[str]) -> str:
+    """Return a name for a VDI that cannot keep its own."""
+    start = "vdi" if is_forbidden(record.name) else record.name[: MAX_NAME // 4 - 24]
+    name = f"{start}-{record.id}"
+    return f"{start}-{record.id}-{record.uuid.hex()[:8]}" if name in taken else name
+
+
+def _log(session: Session, record: VdiRecord, relocate: bool) -> Steps:
+    """Give up the pages of a snapshot log from the first damaged one on.
+
+    If `relocate`, the block that its newest page is to move to is somebody else's.
+    """
     first = record.log_number
     try:
         for _, page in snaplog.pages(session.store, record):
@@ -214,9 +252,20 @@ def _log(session: Session, record: VdiRecord) -> Steps:
         first = record.log_first
     except IoFailed:
         yield Step(True, f"VDI {record.id} loses its snapshots before page {first} of its log")
-    count = sum(1 for _ in session.snapshots(replace(record, log_first=first)))
+    retired = min(record.log_retired, snaplog.last_line(record) + 1)
+    kept = replace(record, log_first=first, log_retired=retired)
+    count = sum(1 for _ in session.snapshots(kept))
     with session.opened(record) as vdi:
-        vdi.amend(log_first=first, snapshots=count)
+        vdi.amend(log_first=first, log_retired=retired, snapshots=count)
+        if relocate:
+            allocator = session.store.allocator
+            block = 0
+            if record.page:
+                allocator.reserve(1, urgent=True)
+                [(block, _)] = allocator.take_reserved(1)
+                text = f"the newest snapshots of VDI {record.id} are called {block}.N from now on"
+                yield Step(True, text)
+            vdi.amend(log_block=block)
 
 
 def _snapshot(session: Session, vdi: int, where: SnapshotId, losses: list[Loss]) -> Steps:
@@ -239,7 +288,14 @@ def _live(session: Session, record: VdiRecord, losses: list[Loss]) -> Steps:
     """Turn what a VDI has lost into holes; from now on it copies before it writes."""
     with session.opened(record) as vdi:
         vdi.map.disown()
+        limit = vdi.map.capacity << BLOCK_SHIFT
+        if vdi.size > limit:
+            vdi.size = limit
+            vdi.amend(size=limit)
+            yield Step(True, f"VDI {record.id} has {limit} bytes from now on: more is not possible")
         for loss in losses:
+            if not loss.length:
+                continue
             vdi.map.trim(loss.first, loss.first + loss.length)
             yield Step(
                 True,

@@ -19,6 +19,7 @@ from core.beside import attend, tell_grown, wherever_open
 from core.blockstore import Blockstore, Mode
 from core.collecting import Collecting
 from core.collection import Collection as Plan
+from core.collection import others
 from core.device import Cache
 from core.errors import BadRequest, Corrupt, NotFound, ParallaxError
 from core.features import enable
@@ -33,6 +34,7 @@ from core.schedule import check_schedule
 from core.sharing import share
 from core.snaplog import Snapshot, SnapshotId
 from core.taking_over import acquire
+from core.tidying import Tidying
 from core.vdi import Vdi
 from core.vdi_table import VdiTable
 
@@ -78,6 +80,8 @@ class Session(Collecting):
         if self.locks.shared and self.store.writable:
             self._joined = self.locks.acquire(self.join_name, wait=_JOIN_PATIENCE)
             share(self.store, self.locks)
+            with self._table.locked():
+                self.store.enroll()
 
     @classmethod
     def open(
@@ -135,12 +139,28 @@ class Session(Collecting):
             with suppress(ParallaxError):
                 self.attend()  # whoever waits for a VDI that is free now can go on
             try:
+                self.store.leave()
+                self._tidy_up()
                 self.store.close()
             finally:
+                self.store.close()
                 if self._joined is not None:
                     self._joined.release()
                 if self.locks.leased:
                     self.locks.close()
+
+    def _tidy_up(self) -> None:
+        """Leave nothing that a crash could have left, and say so; see `core.tidying`.
+
+        What cannot be done now is done later: until then this session stays on the list.
+        """
+        if not self.store.enrolled or self.store.failed is not None:
+            return
+        with suppress(ParallaxError), self._table.locked():
+            tidying = Tidying(self.store, self.locks)
+            tidying.own()
+            alone = self.store.found_others and not others(self.store, self.locks)
+            self.store.withdraw(all_others=alone and tidying.all())
 
     # -- finding -----------------------------------------------------------------------
 

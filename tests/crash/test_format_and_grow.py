@@ -34,7 +34,8 @@ class Watched(RecordingDevice):
         self.on_flush = self.cut
 
     def cut(self) -> None:
-        cutter = Cutter(self.durable, self.unflushed, frozenset(), random.Random(0), 1 << 30)
+        sessions = frozenset({1, EXTENT - 2})  # in use, so a sector of them is old or new
+        cutter = Cutter(self.durable, self.unflushed, sessions, random.Random(0), 1 << 30)
         self.states += map(cutter.state, cutter.choices())
 
 

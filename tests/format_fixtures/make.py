@@ -32,8 +32,8 @@ from core.session import Session
 
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parents[1] / "docs" / "format.md"
-STORE = HERE / f"version{VERSION}.store.xz"
-CONTENTS = HERE / f"version{VERSION}.json"
+STORE = HERE / f"version{VERSION}-stamps.store.xz"
+CONTENTS = HERE / f"version{VERSION}-stamps.json"
 
 _EXCERPT = re.compile(r"(```text block-(\d+)\n)(.*?)(```)", re.DOTALL)
 _START_NS = 1_700_000_000_000_000_000
@@ -68,7 +68,7 @@ def example(path: str) -> None:
 
 
 def fixture(path: str) -> None:
-    """Make a store with one of everything: see `version1.json` for what it holds."""
+    """Make a store with one of everything: see the JSON beside it for what it holds."""
     with same_every_time():
         mkfs.create(path, 64 * BLOCK, 6)
         with Session.open(path) as session:

@@ -114,8 +114,8 @@ def sweep_after_the_token_changed(patch: Patch) -> None:
 def bitmap_read_before_the_grant(patch: Patch) -> None:
     """What an extent looked like when it was seen first is believed when it is claimed."""
 
-    def read(device: Any, sb: Any, number: int) -> Any:
-        return known.setdefault((id(device), number), real(device, sb, number))
+    def read(device: Any, sb: Any, number: int, *session: bytes) -> Any:
+        return known.setdefault((id(device), number), real(device, sb, number, *session))
 
     known: dict[tuple[int, int], Any] = {}
     real = extent.read_bitmap

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import chain
 from typing import NamedTuple
 
@@ -56,7 +57,7 @@ class Cutter:
     Args:
         durable: what the last flush left.
         writes: the writes since.
-        in_place: blocks of which a sector is the smallest unit.
+        in_place: blocks in use, of which a sector is the smallest unit.
         rng: decides where not everything can be tried.
         limit: most states to look at.
     """
@@ -134,6 +135,8 @@ class Cutter:
             yield new[:SECTOR] + old[SECTOR:]
             yield new[:2048] + old[2048:]
             yield old[:1024] + new[1024:1536] + old[1536:]
+            yield old[:SECTOR] + new[SECTOR:]
+            yield new[:-SECTOR] + old[-SECTOR:]
             return
         yield ZERO_BLOCK
         yield GARBAGE
@@ -207,8 +210,18 @@ class CrashBench(Bench):
                 if record is not None:
                     records.append(record)
         get = durable.__getitem__
-        return frozenset().union(
+        return self._slots.union(
             *(self.reader.owned_data(get, record) for record in records if record.state == LIVE)
+        )
+
+    @cached_property
+    def _slots(self) -> frozenset[int]:
+        """The blocks at fixed places, which are written again and again."""
+        sb = self.sb
+        payload = range(sb.overhead, sb.extent_blocks)
+        starts = [sb.extent_start(extent) for extent in range(1, sb.extents)]
+        return frozenset(range(sb.blocks)).difference(
+            *(range(start + payload.start, start + payload.stop) for start in starts)
         )
 
     def _record(self, durable: State, number: int) -> VdiRecord | None:

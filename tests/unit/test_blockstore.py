@@ -330,11 +330,11 @@ def test_a_truncated_store(path: str, size: int) -> None:
 
 
 def test_a_failed_opening_lets_go_of_the_lock(path: str) -> None:
-    change_superblock(path, incompat=2)
+    change_superblock(path, incompat=4)
     for _ in range(2):
         with pytest.raises(NotAStore):
             Blockstore.open(path, "write")
-    change_superblock(path, incompat=0)
+    change_superblock(path, incompat=2)
     opened(path, "write")
 
 

@@ -19,6 +19,7 @@ from core.errors import Corrupt, NoSpace
 from core.extent import Allocator, Extent, pristine, read_bitmap, read_header
 from core.format import BITMAP_BITS, BLOCK, BitmapBlock, ExtentHeader, Superblock
 from core.lock_master import LockMaster
+from core.session_list import enroll
 
 UUID = b"u" * 16
 SESSION = b"s" * 16
@@ -202,7 +203,7 @@ def test_a_block_freed_twice_in_one_go_is_found_and_nothing_is_freed() -> None:
 def test_claiming_leaves_session_and_token_in_the_other_slot() -> None:
     device, sb = formatted()
     old = ExtentHeader(1, 8, token=77).pack(UUID)
-    device.pages.update([(64, old)])
+    device.pages.update([(64, old), (65, ExtentHeader(1, 7, token=77).pack(UUID))])
     alloc = allocator(device, sb)
     alloc.take(1)
     assert alloc.changed
@@ -217,10 +218,10 @@ def test_bitmaps_alternate_between_their_slots() -> None:
     device, sb = formatted()
     alloc = allocator(device, sb)
     alloc.take(1)
-    assert {block for block, _ in alloc.changes()} == {64, 66}
+    assert {block for block, _ in alloc.changes()} == {65, 67}
     alloc.settled()
     alloc.take(1)
-    assert {block for block, _ in alloc.changes()} == {67}
+    assert {block for block, _ in alloc.changes()} == {66}
     assert alloc.changes() == []
 
 
@@ -229,10 +230,10 @@ def test_a_bitmap_that_was_not_flushed_is_not_followed_by_one_in_the_other_slot(
     alloc.take(1)
     alloc.changes()
     alloc.take(1)
-    assert {block for block, _ in alloc.changes()} == {66}
+    assert {block for block, _ in alloc.changes()} == {67}
     alloc.settled()
     alloc.release([68])
-    assert {block for block, _ in alloc.changes()} == {67}
+    assert {block for block, _ in alloc.changes()} == {66}
 
 
 def test_two_sessions_never_get_the_same_extent() -> None:
@@ -269,7 +270,7 @@ def test_a_large_extent_has_many_bitmap_parts_and_only_writes_what_changed() -> 
     alloc.reserve(1)
     assert alloc.take_reserved(1) == [(start + sb.extent_blocks - 1, 1)]
     blocks = {block for block, _ in alloc.changes()}
-    assert blocks == {start, sb.bitmap_slot(1, 0, 0), sb.bitmap_slot(1, 16, 0)}
+    assert blocks == {start + 1, sb.bitmap_slot(1, 0, 1), sb.bitmap_slot(1, 16, 1)}
     alloc.take(100_000)
     assert len(alloc.changes()) == 4
     alloc.release(np.arange(start + 40, start + 90_000))
@@ -318,16 +319,52 @@ def test_a_damaged_slot_leaves_the_other(store: str) -> None:
         assert read_bitmap(device, sb, 1)[0].used == 4
 
 
+@pytest.mark.parametrize("session", [b"", b"d" * 16])
+def test_a_damaged_slot_may_be_the_newest_where_a_session_has_died(
+    store: str, session: bytes
+) -> None:
+    writing = Blockstore.open(store, "write", LockMaster())
+    enroll(writing.device, writing.sb, b"d" * 16)
+    writing.close()
+    poke(store, 64, b"garbage")
+    poke(store, 66, b"garbage")
+    for device, sb in reading(store):
+        if session:  # it has not written there itself, so nobody has
+            assert read_header(device, sb, 1, session).sequence == 1
+            assert read_bitmap(device, sb, 1, session)[0].used == 4
+            continue
+        with pytest.raises(Corrupt, match=r"block 64: .*newest version of the header of extent 1"):
+            read_header(device, sb, 1)
+        with pytest.raises(
+            Corrupt, match=r"block 66: .*newest version of the alloc.* extent 1 may"
+        ):
+            read_bitmap(device, sb, 1)
+
+
+def test_an_unusable_extent_is_left_alone_and_named_when_the_store_is_full() -> None:
+    device, sb = formatted()
+    device.pages.update([(64, b"garbage".ljust(BLOCK))])
+    alloc = allocator(device, sb)
+    enroll(device, sb, b"d" * 16)
+    assert min(members(alloc.take(200))) >= sb.extent_start(2)
+    assert not alloc.borrow(1)
+    alloc.release([70])  # it stays allocated there
+    assert 64 not in {block for block, _ in alloc.changes()}
+    with pytest.raises(NoSpace, match="full but for extent 1, where the newest header") as caught:
+        alloc.take(200)
+    assert "--repair" in caught.value.hint
+
+
 def test_two_damaged_slots_name_the_extent_and_the_block(store: str) -> None:
-    poke(store, 65, b"garbage")
-    poke(store, 67, b"garbage")
+    for block in (64, 65, 66, 67):
+        poke(store, block, b"garbage")
     for device, sb in reading(store):
         with pytest.raises(Corrupt) as caught:
             read_header(device, sb, 1)
-        assert caught.value.message == "block 64: both headers of extent 1 are damaged"
+        assert caught.value.message == "block 64: both slots of the header of extent 1 are damaged"
         assert "--repair" in caught.value.hint
         with pytest.raises(Corrupt) as caught:
             read_bitmap(device, sb, 1)
         assert caught.value.block == 66
-        assert "both copies of the allocation bitmap of extent 1" in caught.value.message
+        assert "both slots of the allocation bitmap of extent 1" in caught.value.message
         assert "--repair" in caught.value.hint
