@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from core import snaplog
 from core.blockset import BlockSet
 from core.blockstore import Blockstore
+from core.entries import blocks_of
 from core.errors import Corrupt, IoFailed
 from core.extent import read_bitmap, read_header
 from core.findings import Finding, Loss, Report
@@ -27,21 +28,20 @@ from core.format import (
     BLOCK,
     BLOCK_MASK,
     BLOCK_SHIFT,
-    CHECK_SHIFT,
     DELETED,
     FANOUT_SHIFT,
     KIND_SNAPSHOT,
     KIND_TOMBSTONE,
     LIVE,
     MAX_HEIGHT,
-    MAX_VDI_SIZE,
     WRITABLE,
     BitmapBlock,
     VdiRecord,
     blocks_for,
+    entry_block,
 )
 from core.progress import Progress, silent
-from core.radix import RadixMap, Visit, blocks_of
+from core.radix import RadixMap, Visit
 from core.registry import Registry
 from core.snaplog import SnapshotId
 
@@ -58,10 +58,16 @@ _MANY: Final = 20
 
 
 class Total(NamedTuple):
-    """What lies below a node: mapped data blocks, and the end of the last one."""
+    """What lies below a node: mapped data blocks, and the end of the last one.
+
+    All trees that share a node have it in the same place: at `level`, above the virtual blocks
+    from `base` on.
+    """
 
     mapped: int
     end: int
+    level: int = 0
+    base: int = 0
 
 
 class Checker:
@@ -194,17 +200,16 @@ class Checker:
         found = self._registry.scan() if self._found is None else self._found.items()
         for number, record in found:
             if not isinstance(record, VdiRecord):
-                self._damage(record.block, f"both records of VDI {number} are damaged")
+                self._damage(record.block, _reason(record))
                 continue
             problem = self._record_problem(record)
             if problem:
                 self._damage(self._record_block(record), f"VDI {number}: {problem}")
                 self.report.suspect.add(number)
-            if 1 <= record.height <= MAX_HEIGHT:
-                self.records[number] = record
+            self.records[number] = record
 
     def _record_problem(self, record: VdiRecord) -> str:
-        """Return what is impossible about a record, or nothing."""
+        """Return what is impossible about the two slots of a record, or nothing."""
         sb = self._sb
         slots = [
             VdiRecord.unpack(
@@ -232,16 +237,6 @@ class Checker:
         # mypy does not see that `in` rules None out
         if not moved_on and None not in slots and abs(slots[0].sequence - slots[1].sequence) != 1:  # type: ignore[union-attr]
             return "the sequence numbers of its two records are not one apart"
-        if not 1 <= record.height <= MAX_HEIGHT:
-            return f"its tree cannot have {record.height} levels"
-        if record.size > MAX_VDI_SIZE:
-            return f"its size of {record.size} bytes is not possible"
-        if blocks_for(record.size) > 1 << FANOUT_SHIFT * record.height:
-            return f"a tree of {record.height} levels cannot map its {record.size} bytes"
-        if record.log_retired > snaplog.last_line(record) + 1:
-            return f"it drops {record.log_retired} lines of a snapshot log that is shorter"
-        if record.page and not sb.holds_payload(record.log_block):
-            return f"its snapshot log is to move to block {record.log_block}, which cannot hold it"
         return ""
 
     # -- logs and trees ----------------------------------------------------------------
@@ -305,10 +300,6 @@ class Checker:
         self, record: VdiRecord, name: SnapshotId, root: int, height: int, mapped: int
     ) -> None:
         what = f"snapshot {name} of VDI {record.id}"
-        if root & WRITABLE or not 1 <= height <= MAX_HEIGHT:
-            self._damage(name.block, f"{what} has an impossible root")
-            self._lose(record.id, name, [(0, 1 << FANOUT_SHIFT * MAX_HEIGHT)])
-            return
         total, lost = self._walk(what, RadixMap(self._store, root, height))
         self._lose(record.id, name, lost)
         if not lost and total.mapped != mapped:
@@ -352,22 +343,25 @@ class Checker:
         counts the blocks the tree owns.
         """
         lost: list[tuple[int, int]] = []
-        open_nodes: list[tuple[int, int, int, int]] = []
+        open_nodes: list[tuple[int, int, int, int, int]] = []
         mapped = end = 0
 
         def close(level: int) -> None:
             """Note the totals of the nodes that the walk has left for one at this level."""
             while open_nodes and open_nodes[-1][0] <= level:
-                _, key, start, lost_before = open_nodes.pop()
+                at, base, key, start, lost_before = open_nodes.pop()
                 if len(lost) == lost_before:
-                    self._totals[key] = Total(mapped - start, end)
+                    self._totals[key] = Total(mapped - start, end, at, base)
 
-        def enter(level: int, entry: int) -> bool:
+        def enter(level: int, base: int, entry: int) -> bool:
             nonlocal mapped, end
             close(level)
             total = self._totals.get(entry >> 1)
             if total is None:
                 return True
+            if (total.level, total.base) != (level, base):
+                damaged(level, base, Corrupt("is a node in two places", entry_block(entry)))
+                return False
             block = np.array([entry >> 1 & BLOCK_MASK])
             self._use(what, block, NODE, np.array([owned is not None and bool(entry & WRITABLE)]))
             mapped += total.mapped
@@ -384,10 +378,10 @@ class Checker:
             lost.append((base, size))
 
         for visit in tree.walk(enter=enter, damaged=damaged):
-            open_nodes.append((visit.level, visit.entry >> 1, mapped, len(lost)))
+            open_nodes.append((visit.level, visit.base, visit.entry >> 1, mapped, len(lost)))
             self._use_node(what, visit, owned)
             if visit.level == 0:
-                data, last = self._use_data(what, visit, owned, lost)
+                data, last = self._use_data(what, visit, owned)
                 mapped += data
                 end = max(end, last)
         close(MAX_HEIGHT)
@@ -400,27 +394,14 @@ class Checker:
         if mine and owned is not None:
             owned[0] += 1
 
-    def _use_data(
-        self, what: str, visit: Visit, owned: list[int] | None, lost: list[tuple[int, int]]
-    ) -> tuple[int, int]:
+    def _use_data(self, what: str, visit: Visit, owned: list[int] | None) -> tuple[int, int]:
         """Account for the data blocks of a leaf; return how many, and where they end."""
         slots = np.flatnonzero(visit.entries)
         if not slots.size:
             return 0, 0
         entries = visit.entries[slots]
-        blocks = blocks_of(entries)
-        sb = self._store.sb
-        good = (blocks >= sb.extent_blocks) & (blocks < sb.blocks)
-        good &= (blocks % sb.extent_blocks >= sb.overhead) & (entries >> CHECK_SHIFT == 0)
-        for slot in slots[~good].tolist():
-            entry = int(visit.entries[slot])
-            self._damage(
-                visit.entry >> 1 & BLOCK_MASK,
-                f"{what}: virtual block {visit.base + slot} has an impossible pointer {entry:#x}",
-            )
-            lost.append((visit.base + slot, 1))
-        mine = (entries & WRITABLE).astype(bool)[good] & (visit.owned and owned is not None)
-        self._use(what, blocks[good], DATA, mine)
+        mine = (entries & WRITABLE).astype(bool) & (visit.owned and owned is not None)
+        self._use(what, blocks_of(entries), DATA, mine)
         if owned is not None:
             owned[0] += int(mine.sum())
         return slots.size, visit.base + int(slots[-1]) + 1

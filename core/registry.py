@@ -2,8 +2,8 @@
 
 VDI number N has two blocks at a fixed place, written alternately, so creating, listing
 and committing need no index. The table ends at the first stretch of `_WINDOW` blocks
-that were never written. A record that is damaged in both slots is reported by itself; it
-never hides the others.
+that were never written. A record that is damaged in both slots, or says what cannot be, is
+reported by itself; it never hides the others.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from core.format import (
     ZERO_BLOCK,
     VdiRecord,
 )
+from core.soundness import record_problem
 
 _WINDOW: Final = 256
 _SEQUENCE: Final = struct.Struct("<28xQ")
@@ -68,18 +69,26 @@ class Registry:
         if valid[0] is None:
             valid.append(VdiRecord.unpack(slots[1], self._store.sb.uuid, number))
         if valid[-1] is not None:
-            return valid[-1]
+            problem = record_problem(valid[-1], self._store.holds_payload)
+            return self._corrupt(valid[-1], problem) if problem else valid[-1]
         if ZERO_BLOCK in slots:
             return None  # a creation that a crash cut off; a finished one fills both slots
         return Corrupt(
             f"both records of VDI {number} are damaged", self._store.sb.vdi_slot(number, 0)
         )
 
+    def _corrupt(self, record: VdiRecord, problem: str) -> Corrupt:
+        """Return what is said of a record that nobody can have meant."""
+        return Corrupt(
+            f"the record of VDI {record.id} makes no sense: {problem}",
+            self._store.sb.vdi_slot(record.id, record.sequence % 2),
+        )
+
     def get(self, number: int) -> VdiRecord | None:
         """Return the current record of one VDI, None when there never was one.
 
         Raises:
-            Corrupt: both slots are damaged.
+            Corrupt: both slots are damaged, or what is valid makes no sense.
         """
         if not 0 <= number < self._store.sb.max_vdis:
             return None

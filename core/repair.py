@@ -29,9 +29,7 @@ from core.format import (
     BLOCK_SHIFT,
     DELETED,
     FREE,
-    MAX_HEIGHT,
     MAX_NAME,
-    WRITABLE,
     BitmapBlock,
     ExtentHeader,
     VdiRecord,
@@ -110,10 +108,8 @@ def _records(store: Blockstore, checker: Checker) -> Steps:
     for number, found in registry.scan():
         if isinstance(found, Corrupt):
             _write_twice(store, VdiRecord(number, bytes(16), "", state=FREE))
-            yield Step(True, f"VDI {number} is lost: both its records are damaged")
-        elif number not in checker.records:
-            _write_twice(store, replace(found, state=FREE, root=0, height=1, page=()))
-            yield Step(True, f"VDI {number} is lost: its record makes no sense")
+            reason = found.message.removeprefix(f"block {found.block}: ")
+            yield Step(True, f"VDI {number} is lost: {reason}")
         elif number in checker.report.suspect and found.state == DELETED:
             _write_twice(store, replace(found, state=FREE, root=0, height=1, page=()))
             yield Step(True, f"deleted VDI {number} is damaged: it can no longer be restored")
@@ -225,12 +221,11 @@ def _snapshot(session: Session, vdi: int, where: SnapshotId, losses: list[Loss])
     snapshot = snaplog.find(session.store, record, where) if record else None
     if record is None or snapshot is None:
         return
-    if not snapshot.root & WRITABLE and 1 <= snapshot.height <= MAX_HEIGHT:
-        name = f"recovered-{vdi}-{where}"
-        clone = session.create(name, parent=snapshot)
-        list(_live(session, clone, losses))
-        text = f"snapshot {where} of VDI {vdi} is damaged: VDI {name!r} gets what is left of it"
-        yield Step(False, text)
+    name = f"recovered-{vdi}-{where}"
+    clone = session.create(name, parent=snapshot)
+    list(_live(session, clone, losses))
+    text = f"snapshot {where} of VDI {vdi} is damaged: VDI {name!r} gets what is left of it"
+    yield Step(False, text)
     session.delete_snapshot(snapshot)
     yield Step(True, f"snapshot {where} of VDI {vdi} is deleted")
 
