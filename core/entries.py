@@ -12,6 +12,7 @@ from core.format import BLOCK_MASK, Superblock
 Entries = NDArray[np.uint64]
 
 _BLOCK_FIELD: Final = np.uint64(BLOCK_MASK << 1)
+_ONE: Final = np.uint64(1)
 
 
 def blocks_of(entries: Entries) -> NDArray[np.int64]:
@@ -30,10 +31,16 @@ def impossible(node: memoryview, sb: Superblock, level: int) -> int | None:
         level: 0 for a leaf.
     """
     entries = np.frombuffer(node, np.uint64)
-    doubled = entries & _BLOCK_FIELD if level else entries  # blocks, times two
+    doubled = entries & _BLOCK_FIELD if level else entries  # block numbers, times two
+    if not level or np.count_nonzero(doubled) == np.count_nonzero(entries):
+        # Most nodes point into one extent: then the lowest and the highest block tell.
+        high = int(np.maximum.reduce(doubled))
+        low = int(np.minimum.reduce(doubled - _ONE)) + 1  # a hole, 0 less 1, is the highest
+        extent = sb.extent_blocks << 1
+        if not high or (low // extent == high // extent and sb.holds_payload(low >> 1)):
+            return None
     within = doubled & np.uint64(sb.extent_blocks - 1 << 1)
-    low = (doubled < sb.extent_blocks << 1) | (within < sb.overhead << 1)
-    high = doubled >= sb.blocks << 1
-    if np.count_nonzero(low) + np.count_nonzero(entries) == entries.size and not high.any():
-        return None
-    return int(np.flatnonzero((low & (entries != 0)) | high)[0])
+    bad = (doubled < sb.extent_blocks << 1) | (within < sb.overhead << 1)
+    bad |= doubled >= sb.blocks << 1
+    slots = np.flatnonzero(bad & (entries != 0))
+    return int(slots[0]) if slots.size else None
