@@ -408,8 +408,14 @@ class RadixMap:
             block += part
             count -= part
 
-    def trim(self, first: int, end: int) -> None:
+    def trim(self, first: int, end: int, unread: bool = False) -> None:
         """Turn the virtual blocks from `first` up to `end` into holes.
+
+        Args:
+            first: first virtual block.
+            end: the one behind the last.
+            unread: cut committed nodes off without a look at what is below, for a repair. None
+                of it is freed, and `mapped` is for the caller to count.
 
         Raises:
             NoSpace: not even the space kept back for such work suffices; commit, then
@@ -423,9 +429,9 @@ class RadixMap:
             self._drop(self.height - 1, 0, self.root)
             self.root = 0
         else:
-            self._trim(self.height - 1, 0, first, end)
+            self._trim(self.height - 1, 0, first, end, unread)
 
-    def _trim(self, level: int, index: int, first: int, end: int) -> None:
+    def _trim(self, level: int, index: int, first: int, end: int, unread: bool) -> None:
         """Trim a part of the virtual blocks below one node that exists."""
         shift = FANOUT_SHIFT * level
         base = index << (shift + FANOUT_SHIFT)
@@ -437,7 +443,7 @@ class RadixMap:
             after = start + (1 << shift)
             if level and (first > start or end < after):
                 child = index << FANOUT_SHIFT | slot
-                self._trim(level - 1, child, max(first, start), min(end, after))
+                self._trim(level - 1, child, max(first, start), min(end, after), unread)
                 continue
             if level == 0:
                 node = self._make_dirty(0, index, True)
@@ -446,7 +452,9 @@ class RadixMap:
                 entries[:] = 0
                 return
             node = self._make_dirty(level, index, True)
-            self._drop(level - 1, index << FANOUT_SHIFT | slot, node[slot])
+            if not unread or node[slot] >= PENDING:
+                self._drop(level - 1, index << FANOUT_SHIFT | slot, node[slot])
+            self._known.clear()
             node[slot] = 0
 
     def clear(self) -> None:

@@ -235,7 +235,7 @@ def _live(session: Session, record: VdiRecord, losses: list[Loss]) -> Steps:
     with session.opened(record) as vdi:
         vdi.map.disown()
         for loss in losses:
-            vdi.map.trim(loss.first, loss.first + loss.length)
+            vdi.map.trim(loss.first, loss.first + loss.length, unread=True)
             yield Step(
                 True,
                 f"VDI {record.id} loses the bytes from {loss.first << BLOCK_SHIFT}"
