@@ -343,3 +343,19 @@ def test_what_lies_behind_the_end_never_shows(tmp_path: Path) -> None:
         session.create("clone", 1 << 20, session.find_snapshot("forged@now"))
         clone = session.registry.find("clone")
         assert session.live_image(clone).read(0, 1 << 20).rstrip(b"\0") == b"d" * 8192
+
+
+@pytest.mark.parametrize("token", [1 << 57, (1 << 63) - 1, HUGE])
+def test_an_absurd_token_harms_one_vdi(honest: Path, tmp_path: Path, token: int) -> None:
+    """And not the lock master, whose later tokens go on where they were."""
+    path = tmp_path / "store"
+    shutil.copy(honest, path)
+    forger = Forger(path)
+    block = forger.sb.vdi_slot(FORGED, forger.set_record(FORGED, token=token).sequence % 2)
+    forger.save()
+    with Session.open(str(path)) as session:
+        with pytest.raises(Corrupt, match=f"block {block}: "):
+            session.snapshot(session.registry.find(str(FORGED)), "no")
+        with session.opened(session.registry.find("other")) as vdi:
+            vdi.write(0, b"fine")
+        assert session.locks.acquire("registry").token < 1 << 40
