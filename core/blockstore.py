@@ -38,6 +38,7 @@ from core.format import (
     MIN_EXTENT,
     SUPERBLOCK_MAGIC,
     VERSION,
+    WRITABLE,
     Superblock,
     check_geometry,
     node_check,
@@ -71,9 +72,10 @@ class NodeCache:
     """Committed nodes by their checked pointer, bounded in bytes.
 
     A key is a block *and* the check of what is there, which is all that a read from the
-    device could verify. So a block that another session freed and used again does no harm: a
-    pointer to its new contents has another check, another key, and is read. Nobody has to
-    tell this session, and no pointer of a tree that is still in use can mean what is gone.
+    device could verify, and whether it is a leaf: other entries are possible then. So a block
+    that another session freed and used again does no harm: a pointer to its new contents has
+    another check, another key, and is read. Nobody has to tell this session, and no pointer
+    of a tree that is still in use can mean what is gone.
 
     Two generations instead of a list in order of use: a hit costs one look-up and no
     bookkeeping. When the young half is full it becomes the old half, and the old half,
@@ -91,7 +93,7 @@ class NodeCache:
         self._old: dict[int, Node] = {}
 
     def get(self, key: int) -> Node | None:
-        """Return the node that an entry shifted right by one points to, if it is here."""
+        """Return the node with this key (`node_key`), if it is here."""
         node = self.young.get(key)
         if node is None:
             node = self._old.get(key)
@@ -351,24 +353,40 @@ class Blockstore:
 
     # -- nodes -------------------------------------------------------------------------
 
-    def node(self, entry: int, wait: bool = True) -> Node:
-        """Return the node that `entry` points to.
+    def node(self, entry: int, level: int, wait: bool = True) -> Node:
+        """Return the node that `entry` points to; each of its entries leads to payload.
 
         Args:
             entry: a radix entry with its check.
+            level: 0 for a leaf, whose entries point to data.
             wait: read it from the device if need be.
 
         Raises:
             WouldBlock: `wait` is false and it is not in memory.
-            Corrupt: what is there is not what the pointer promises.
+            Corrupt: what is there is not what the pointer promises, or no node of that level.
         """
-        key = entry >> 1
+        key = node_key(entry, level)
         node = self.nodes.get(key)
         if node is None:
-            data = self.checked(entry, wait)
-            node = memoryview(data).cast("Q")
+            node = memoryview(self.checked(entry, wait)).cast("Q")
+            self._check_entries(entry >> 1 & BLOCK_MASK, node, level)
             self.nodes.put(key, node)
         return node
+
+    def _check_entries(self, block: int, node: Node, level: int) -> None:
+        """Refuse a node that points to what is no payload, also of an extent that is new.
+
+        Every later use of its entries rests on this: a write in place through one of them
+        must not hit a record or a bitmap, nor make the file larger.
+        """
+        from core.entries import impossible  # numpy: only who reads contents pays for it
+
+        slot = impossible(node, self.sb, level)
+        if slot is not None:
+            self.refresh()
+            slot = impossible(node, self.sb, level)
+        if slot is not None:
+            raise Corrupt(f"its entry {slot} cannot be a pointer: {node[slot]:#x}", block)
 
     def checked(self, entry: int, wait: bool = True) -> Buffer:
         """Return the block that a checked pointer points to, not cached; see `node`."""
@@ -497,6 +515,11 @@ def _opened(path: str, writable: bool, lock: Lock, cache: Cache) -> FileDevice:
             f"there is no blockstore at {path}",
             f"make one with 'plxsh store create {path}', or name another with --store",
         ) from error
+
+
+def node_key(entry: int, level: int) -> int:
+    """Return under which key the cache has the node that an entry points to."""
+    return entry | WRITABLE if level == 0 else entry & ~WRITABLE
 
 
 def empty_node() -> Node:

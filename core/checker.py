@@ -21,26 +21,27 @@ from numpy.typing import NDArray
 from core import snaplog
 from core.blockset import BlockSet
 from core.blockstore import Blockstore
+from core.entries import blocks_of
 from core.errors import Corrupt, IoFailed
 from core.findings import Finding, Loss, Report
 from core.format import (
     BLOCK_MASK,
-    CHECK_SHIFT,
     DELETED,
     FANOUT_SHIFT,
     KIND_TOMBSTONE,
     LIVE,
     MAX_HEIGHT,
-    MAX_VDI_SIZE,
     WRITABLE,
     VdiRecord,
     blocks_for,
+    entry_block,
 )
 from core.progress import Progress, silent
-from core.radix import RadixMap, Visit, blocks_of
+from core.radix import RadixMap, Visit
 from core.registry import Registry, is_forbidden
 from core.slot_check import SlotCheck
 from core.snaplog import SnapshotId
+from core.soundness import record_problem
 
 ALLOCATED: Final = 1
 SEEN: Final = 2
@@ -56,10 +57,16 @@ _MAP_NORESERVE: Final = 0x4000  # of Linux; the module mmap does not know it
 
 
 class Total(NamedTuple):
-    """What lies below a node: mapped data blocks, and the end of the last one."""
+    """What lies below a node: mapped data blocks, and the end of the last one.
+
+    All trees that share a node have it in the same place: at `level`, above the virtual blocks
+    from `base` on.
+    """
 
     mapped: int
     end: int
+    level: int = 0
+    base: int = 0
 
 
 class Checker:
@@ -207,27 +214,18 @@ class Checker:
             record = self.slots.check_vdi(number, pair)
             if self._found is not None:
                 found = self._found.get(number)
-                record = found if isinstance(found, VdiRecord) else None
+                record = found if isinstance(found, VdiRecord) else record
             if record is None:
                 continue
-            problem = self._record_problem(record)
+            problem = record_problem(record, self._store.holds_payload)
             if problem:
-                self._damage(self._record_block(record), f"VDI {number}: {problem}")
+                self._damage(
+                    self._record_block(record),
+                    f"the record of VDI {number} makes no sense: {problem}",
+                )
                 self.report.suspect.add(number)
-            if 1 <= record.height <= MAX_HEIGHT:
+            else:
                 self.records[number] = record
-
-    def _record_problem(self, record: VdiRecord) -> str:
-        """Return what is impossible about a record, or nothing."""
-        if not 1 <= record.height <= MAX_HEIGHT:
-            return f"its tree cannot have {record.height} levels"
-        if record.size > MAX_VDI_SIZE:
-            return f"its size of {record.size} bytes is not possible"
-        if blocks_for(record.size) > 1 << FANOUT_SHIFT * record.height:
-            return f"a tree of {record.height} levels cannot map its {record.size} bytes"
-        if record.log_retired > snaplog.last_line(record) + 1:
-            return f"it drops {record.log_retired} lines of a snapshot log that is shorter"
-        return ""
 
     # -- logs and trees ----------------------------------------------------------------
 
@@ -291,13 +289,11 @@ class Checker:
             if record.state != state or not (record.log_block or record.page):
                 continue
             block = record.log_block
-            where = self._record_block(record)
-            possible = block < self.flags.size and self._sb.holds_payload(block)
-            if not possible or self.flags[block] & SEEN:
+            if block < self.flags.size and self.flags[block] & SEEN:
                 self._damage(
-                    where,
-                    f"the snapshot log of VDI {record.id} is to move to block {block}, which"
-                    f" {'is in use' if possible else 'cannot hold it'}",
+                    self._record_block(record),
+                    f"the snapshot log of VDI {record.id} is to move to block {block}, which is in"
+                    " use",
                 )
                 self.report.suspect.add(record.id)
                 self.report.relocate.add(record.id)
@@ -309,10 +305,6 @@ class Checker:
         self, record: VdiRecord, name: SnapshotId, root: int, height: int, mapped: int
     ) -> None:
         what = f"snapshot {name} of VDI {record.id}"
-        if root & WRITABLE or not 1 <= height <= MAX_HEIGHT:
-            self._damage(name.block, f"{what} has an impossible root")
-            self._lose(record.id, name, [(0, 1 << FANOUT_SHIFT * MAX_HEIGHT)])
-            return
         total, lost = self._walk(what, RadixMap(self._store, root, height))
         self._lose(record.id, name, lost)
         if not lost and total.mapped != mapped:
@@ -357,22 +349,25 @@ class Checker:
         counts the blocks the tree owns.
         """
         lost: list[tuple[int, int]] = []
-        open_nodes: list[tuple[int, int, int, int]] = []
+        open_nodes: list[tuple[int, int, int, int, int]] = []
         mapped = end = 0
 
         def close(level: int) -> None:
             """Note the totals of the nodes that the walk has left for one at this level."""
             while open_nodes and open_nodes[-1][0] <= level:
-                _, key, start, lost_before = open_nodes.pop()
+                at, base, key, start, lost_before = open_nodes.pop()
                 if len(lost) == lost_before:
-                    self._totals[key] = Total(mapped - start, end)
+                    self._totals[key] = Total(mapped - start, end, at, base)
 
-        def enter(level: int, entry: int) -> bool:
+        def enter(level: int, base: int, entry: int) -> bool:
             nonlocal mapped, end
             close(level)
             total = self._totals.get(entry >> 1)
             if total is None:
                 return True
+            if (total.level, total.base) != (level, base):
+                damaged(level, base, Corrupt("is a node in two places", entry_block(entry)))
+                return False
             block = np.array([entry >> 1 & BLOCK_MASK])
             self._use(what, block, NODE, np.array([owned is not None and bool(entry & WRITABLE)]))
             mapped += total.mapped
@@ -389,7 +384,7 @@ class Checker:
             lost.append((base, size))
 
         for visit in tree.walk(enter=enter, damaged=damaged):
-            open_nodes.append((visit.level, visit.entry >> 1, mapped, len(lost)))
+            open_nodes.append((visit.level, visit.base, visit.entry >> 1, mapped, len(lost)))
             self._use_node(what, visit, owned)
             if visit.level == 0:
                 data, last = self._use_data(what, visit, owned, lost)
@@ -414,17 +409,14 @@ class Checker:
             return 0, 0
         entries = visit.entries[slots]
         blocks = blocks_of(entries)
-        sb = self._store.sb
-        good = (blocks >= sb.extent_blocks) & (blocks < sb.blocks)
-        good &= (blocks % sb.extent_blocks >= sb.overhead) & (entries >> CHECK_SHIFT == 0)
+        good = np.ones(slots.size, np.bool_)
         if self._structure is not None:
-            known = good & (blocks < self._structure.size)
-            good &= ~(known & self._structure[np.where(known, blocks, 0)])
+            known = blocks < self._structure.size
+            good = ~(known & self._structure[np.where(known, blocks, 0)])
         for slot in slots[~good].tolist():
-            entry = int(visit.entries[slot])
             self._damage(
                 visit.entry >> 1 & BLOCK_MASK,
-                f"{what}: virtual block {visit.base + slot} has an impossible pointer {entry:#x}",
+                f"{what}: virtual block {visit.base + slot} points to a node or a log page",
             )
             lost.append((visit.base + slot, 1))
         mine = (entries & WRITABLE).astype(bool)[good] & (visit.owned and owned is not None)

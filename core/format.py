@@ -29,6 +29,10 @@ MIN_EXTENTS: Final = 6
 MAX_VDIS: Final = 65_536
 MAX_NAME: Final = 255
 """Longest VDI name in bytes of UTF-8."""
+MAX_SEQUENCE: Final = (1 << 62) - 1
+"""Highest sequence number: at a million commits a second it takes 146,000 years."""
+MAX_TOKEN: Final = (1 << 63) - 1
+"""A fencing token is lower, so that there is always a next one."""
 MAX_LABEL: Final = 80
 """Longest snapshot label in bytes of UTF-8."""
 
@@ -346,7 +350,7 @@ class Superblock:
             return None
         fields = _SUPERBLOCK.unpack_from(block)
         (_, _, uuid, version, size, compat, ro, incompat, eblocks, extents, seq, *rest) = fields
-        if size != BLOCK:
+        if size != BLOCK or seq > MAX_SEQUENCE:
             return None
         created, master, settled = rest
         shape = (uuid, eblocks, extents, seq, compat, ro, incompat, created, version)
@@ -433,6 +437,8 @@ class ExtentHeader:
         _, uuid, number, sequence, token, session, claimed = _EXTENT.unpack_from(plain)
         if uuid != store or number != extent:
             return None
+        if sequence > MAX_SEQUENCE or token >= MAX_TOKEN:
+            return None
         return cls(number, sequence, token, session, claimed)
 
 
@@ -469,7 +475,7 @@ class BitmapBlock:
         if plain is None:
             return None
         _, uuid, number, part, sequence, used = _BITMAP.unpack_from(plain)
-        if uuid != store or number != extent or part != index:
+        if uuid != store or number != extent or part != index or sequence > MAX_SEQUENCE:
             return None
         return cls(number, part, sequence, used, plain[BITMAP_START:])
 
@@ -511,7 +517,7 @@ class SessionList:
         if plain is None:
             return None
         _, uuid, sequence, count, more = _SESSIONS.unpack_from(plain)
-        if uuid != store or count > MAX_LISTED:
+        if uuid != store or count > MAX_LISTED or sequence > MAX_SEQUENCE:
             return None
         ends = range(_SESSIONS_AT, _SESSIONS_AT + 16 * count, 16)
         return cls(sequence, tuple(plain[at : at + 16] for at in ends), bool(more))

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from core.blockstore import Blockstore
 from core.errors import BadRequest, WouldBlock
 from core.format import BLOCK, BLOCK_SHIFT, ZERO_BLOCK, blocks_for
 from core.radix import RadixMap, Run
 
 _OFFSET: Final = BLOCK - 1
+_COMPARED: Final = 256
+"""Blocks of two images that are compared at once."""
 
 
 class Extent(NamedTuple):
@@ -114,3 +119,40 @@ class Image:
                 start, data = low, not data
         if offset + length > start:
             yield Extent(start, offset + length - start, data)
+
+    def differences(self, other: Image) -> Iterator[tuple[int, int]]:
+        """Yield (first block, count) of the ranges of blocks whose bytes differ.
+
+        What lies behind the end of the shorter image counts as zeros. Only blocks that are
+        stored in different places are read, so the cost follows the change.
+
+        Raises:
+            IoFailed, Corrupt: as `read_into`.
+        """
+        start = end = 0
+        for first in self._differing(other):
+            if first != end:
+                if end > start:
+                    yield start, end - start
+                start = first
+            end = first + 1
+        if end > start:
+            yield start, end - start
+
+    def _differing(self, other: Image) -> Iterator[int]:
+        """Yield each block whose bytes differ."""
+        for first, count in self.map.diff(other.map, blocks_for(max(self.size, other.size))):
+            for low in range(first, first + count, _COMPARED):
+                self.attend()
+                part = min(_COMPARED, first + count - low)
+                ours, theirs = self._words(low, part), other._words(low, part)
+                yield from (np.flatnonzero((ours != theirs).any(axis=1)) + low).tolist()
+
+    def _words(self, first: int, count: int) -> NDArray[np.uint64]:
+        """Return whole blocks as rows of numbers, zeros where they are behind the end."""
+        offset = first << BLOCK_SHIFT
+        buffer = bytearray(count << BLOCK_SHIFT)
+        within = min(len(buffer), self.size - offset)
+        if within > 0:
+            self.read_into(offset, memoryview(buffer)[:within])
+        return np.frombuffer(buffer, np.uint64).reshape(count, -1)

@@ -25,10 +25,10 @@ from itertools import chain
 from typing import Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from core.blockstore import Blockstore, Node, empty_node
-from core.errors import IoFailed
+from core.blockstore import Blockstore, Node, empty_node, node_key
+from core.entries import Entries, blocks_of
+from core.errors import Corrupt, IoFailed
 from core.format import (
     BLOCK_MASK,
     CHECK_MASK,
@@ -42,8 +42,6 @@ from core.format import (
 )
 
 assert sys.byteorder == "little", "nodes are used as they are on disk"
-
-Entries = NDArray[np.uint64]
 
 _SLOT: Final = FANOUT - 1
 _SHIFTS: Final = tuple(
@@ -86,26 +84,59 @@ class Visit(NamedTuple):
     other: Entries
 
 
+class _Met:
+    """The nodes that a walk has read, and so a bound for it.
+
+    A tree has each of its nodes in one place. One that has a node in two is forged, and four
+    such nodes can claim to map 256 TiB: to walk it would take for ever.
+    """
+
+    def __init__(self) -> None:
+        self._groups: dict[int, int] = {}
+
+    def add(self, entry: int) -> None:
+        """Note the node that an entry points to.
+
+        Raises:
+            Corrupt: it was met before.
+        """
+        block = entry >> 1 & BLOCK_MASK
+        group, bit = self._groups.get(block >> _GROUP_SHIFT, 0), 1 << (block & _GROUP - 1)
+        if group & bit:
+            raise Corrupt("is a node in two places of one tree", block)
+        self._groups[block >> _GROUP_SHIFT] = group | bit
+
+
 class _Scope(NamedTuple):
-    """What a walk covers; see `RadixMap.walk`."""
+    """What a walk covers, see `RadixMap.walk`, and what it has met in the tree and in `other`."""
 
-    first: int = 0
-    end: int = 1 << 62
-    enter: Callable[[int, int], bool] | None = None
-    damaged: Callable[[int, int, IoFailed], None] | None = None
-    other: RadixMap | None = None
-    wait: bool = True
+    first: int
+    end: int
+    enter: Callable[[int, int, int], bool] | None
+    damaged: Callable[[int, int, IoFailed], None] | None
+    other: RadixMap | None
+    wait: bool
+    met: _Met
+    met_there: _Met
 
 
-_WHATEVER_IS_LEFT: Final = _Scope(damaged=lambda *_: None)
+_GROUP_SHIFT: Final = 9
+_GROUP: Final = 1 << _GROUP_SHIFT
+"""Blocks of which one integer says whether they were met: nodes lie close together."""
 _NO_LEAF: Final = empty_node().toreadonly()
 _NOTHING: Final[Entries] = np.zeros(FANOUT, np.uint64)
 _NOTHING.flags.writeable = False
 
 
-def blocks_of(entries: Entries) -> NDArray[np.int64]:
-    """Return the block numbers of an array of entries."""
-    return ((entries >> 1) & BLOCK_MASK).astype(np.int64)
+def check_tree(store: Blockstore, root: int, height: int) -> None:
+    """Refuse a root entry or a height that no tree has.
+
+    Raises:
+        Corrupt: with the block of the root.
+    """
+    block = root >> 1 & BLOCK_MASK
+    if not 1 <= height <= MAX_HEIGHT or (root and not store.holds_payload(block)):
+        raise Corrupt(f"cannot be the root of a tree of {height} levels", block)
 
 
 class RadixMap:
@@ -120,12 +151,16 @@ class RadixMap:
 
     Attributes:
         freed: blocks to release after the commit of the changes so far.
+
+    Raises:
+        Corrupt: there can be no such tree.
     """
 
     def __init__(
         self, store: Blockstore, root: int, height: int, mapped: int = 0, own: int = 0
     ) -> None:
         """Take a committed tree."""
+        check_tree(store, root, height)
         self.root = root
         self.height = height
         self.mapped = mapped
@@ -174,7 +209,7 @@ class RadixMap:
         for shift in _SHIFTS[self.height]:
             if not entry:
                 return _NO_LEAF, 0
-            node = self._node(entry, wait)
+            node = self._node(entry, shift, wait)
             owned &= entry
             entry = node[vblock >> shift & _SLOT]
         found = node, -1 if owned & WRITABLE else -2
@@ -232,7 +267,7 @@ class RadixMap:
         first: int = 0,
         end: int | None = None,
         *,
-        enter: Callable[[int, int], bool] | None = None,
+        enter: Callable[[int, int, int], bool] | None = None,
         damaged: Callable[[int, int, IoFailed], None] | None = None,
         other: RadixMap | None = None,
         wait: bool = True,
@@ -242,17 +277,19 @@ class RadixMap:
         Args:
             first: first virtual block of interest.
             end: the one behind the last; the whole tree by default.
-            enter: asked with (level, entry) before a node is read, the writable flag
-                saying whether it is owned; false leaves it out with all below it.
+            enter: asked with (level, base, entry) before a node is read, the writable
+                flag saying whether it is owned; false leaves it out with all below it.
             damaged: told (level, base, error) of nodes that cannot be read, which are then
                 left out; without it the error is raised.
             other: leave out what this tree has in common with the map.
             wait: read nodes from the device if need be.
 
         Raises:
-            WouldBlock, Corrupt: as `lookup`.
+            WouldBlock: as `lookup`.
+            Corrupt: a node is damaged, or is met twice.
         """
-        scope = _Scope(first, 1 << 62 if end is None else end, enter, damaged, other, wait)
+        end = 1 << 62 if end is None else end
+        scope = _Scope(first, end, enter, damaged, other, wait, _Met(), _Met())
         theirs = other.root if other else 0
         level = max(self.height, other.height if other else 0) - 1
         yield from self._visit(level, 0, self.root, self.root, theirs, scope)
@@ -263,11 +300,13 @@ class RadixMap:
         """Visit one subtree; bit 0 of `flags` says whether its parent and it are owned."""
         if not (entry ^ theirs) & ~WRITABLE:
             return
-        if scope.enter and not scope.enter(level, entry & -2 | flags & WRITABLE):
+        if scope.enter and not scope.enter(level, base, entry & -2 | flags & WRITABLE):
             return
         try:
-            entries = self._entries(entry, level, scope.wait)
-            other = scope.other._entries(theirs, level, scope.wait) if scope.other else _NOTHING
+            entries = self._entries(entry, level, scope.wait, scope.met)
+            other = _NOTHING
+            if scope.other:
+                other = scope.other._entries(theirs, level, scope.wait, scope.met_there)
         except IoFailed as error:
             if scope.damaged is None:
                 raise
@@ -286,7 +325,7 @@ class RadixMap:
                 level - 1, base + (slot << shift), child, flags & child, int(other[slot]), scope
             )
 
-    def _entries(self, entry: int, level: int, wait: bool) -> Entries:
+    def _entries(self, entry: int, level: int, wait: bool, met: _Met) -> Entries:
         """Return the entries of a node, also of those a higher tree would have on top."""
         if not entry:
             return _NOTHING
@@ -294,20 +333,26 @@ class RadixMap:
             entries = np.zeros(FANOUT, np.uint64)
             entries[0] = entry
             return entries
-        return np.frombuffer(self._node(entry, wait), np.uint64)
+        met.add(entry)
+        return np.frombuffer(self._node(entry, level, wait), np.uint64)
 
-    def diff(self, other: RadixMap) -> Iterator[tuple[int, int]]:
+    def diff(self, other: RadixMap, limit: int | None = None) -> Iterator[tuple[int, int]]:
         """Yield (first virtual block, count) where this map and `other` differ.
 
         Shared subtrees are skipped unread, so the cost follows the change. Two blocks
-        differ when they are stored in different places, even if their bytes are equal.
+        differ when they are stored in different places, even if their bytes are equal:
+        `Image.differences` compares those.
+
+        Args:
+            other: what to compare with.
+            limit: the first virtual block that is of no interest; all are by default.
         """
         start = end = 0
-        for visit in self.walk(other=other):
+        for visit in self.walk(end=limit, other=other):
             if visit.level:
                 continue
             changed = np.flatnonzero((visit.entries ^ visit.other) & _BLOCK_FIELD) + visit.base
-            for low in changed.tolist():
+            for low in changed[: None if limit is None else changed.searchsorted(limit)].tolist():
                 if low != end:
                     if end > start:
                         yield start, end - start
@@ -363,8 +408,14 @@ class RadixMap:
             block += part
             count -= part
 
-    def trim(self, first: int, end: int) -> None:
+    def trim(self, first: int, end: int, unread: bool = False) -> None:
         """Turn the virtual blocks from `first` up to `end` into holes.
+
+        Args:
+            first: first virtual block.
+            end: the one behind the last.
+            unread: cut committed nodes off without a look at what is below, for a repair. None
+                of it is freed, and `mapped` is for the caller to count.
 
         Raises:
             NoSpace: not even the space kept back for such work suffices; commit, then
@@ -378,9 +429,9 @@ class RadixMap:
             self._drop(self.height - 1, 0, self.root)
             self.root = 0
         else:
-            self._trim(self.height - 1, 0, first, end)
+            self._trim(self.height - 1, 0, first, end, unread)
 
-    def _trim(self, level: int, index: int, first: int, end: int) -> None:
+    def _trim(self, level: int, index: int, first: int, end: int, unread: bool) -> None:
         """Trim a part of the virtual blocks below one node that exists."""
         shift = FANOUT_SHIFT * level
         base = index << (shift + FANOUT_SHIFT)
@@ -392,7 +443,7 @@ class RadixMap:
             after = start + (1 << shift)
             if level and (first > start or end < after):
                 child = index << FANOUT_SHIFT | slot
-                self._trim(level - 1, child, max(first, start), min(end, after))
+                self._trim(level - 1, child, max(first, start), min(end, after), unread)
                 continue
             if level == 0:
                 node = self._make_dirty(0, index, True)
@@ -401,7 +452,9 @@ class RadixMap:
                 entries[:] = 0
                 return
             node = self._make_dirty(level, index, True)
-            self._drop(level - 1, index << FANOUT_SHIFT | slot, node[slot])
+            if not unread or node[slot] >= PENDING:
+                self._drop(level - 1, index << FANOUT_SHIFT | slot, node[slot])
+            self._known.clear()
             node[slot] = 0
 
     def clear(self) -> None:
@@ -409,7 +462,12 @@ class RadixMap:
         self.trim(0, self.capacity)
 
     def replace(self, root: int, height: int, mapped: int) -> None:
-        """Take over another committed tree, which this VDI does not own; after `clear`."""
+        """Take over another committed tree, which this VDI does not own; after `clear`.
+
+        Raises:
+            Corrupt: there can be no such tree; nothing is changed.
+        """
+        check_tree(self._store, root, height)
         self.root, self.height, self.mapped = root & ~WRITABLE, height, mapped
         self._known.clear()
 
@@ -463,7 +521,7 @@ class RadixMap:
         data = bytes(node)
         frozen = pack_entry(next(blocks), node_check(data), True)
         self._store.queue(frozen >> 1 & BLOCK_MASK, data)
-        self._cache.put(frozen >> 1, memoryview(data).cast("Q"))
+        self._cache.put(node_key(frozen, level), memoryview(data).cast("Q"))
         return frozen
 
     def disown(self) -> None:
@@ -472,22 +530,22 @@ class RadixMap:
         self.own = 0
         self._known.clear()
 
-    def _node(self, entry: int, wait: bool = True) -> Node:
-        return self._dirty.get(entry >> 1) or self._store.node(entry, wait)
+    def _node(self, entry: int, level: int, wait: bool = True) -> Node:
+        return self._dirty.get(entry >> 1) or self._store.node(entry, level, wait)
 
     def _find(self, level: int, index: int) -> Node:
         """Return the existing node at (level, index)."""
         entry = self.root
         for depth in range(self.height - 1, level, -1):
-            entry = self._node(entry)[index >> FANOUT_SHIFT * (depth - 1 - level) & _SLOT]
-        return self._node(entry)
+            entry = self._node(entry, depth)[index >> FANOUT_SHIFT * (depth - 1 - level) & _SLOT]
+        return self._node(entry, level)
 
     def _make_dirty(self, level: int, index: int, urgent: bool) -> Node:
         """Return the node at (level, index) as a dirty one, with the path to it."""
         path: list[tuple[int, bool, Node | None]] = []
         entry, owned = self.root, bool(self.root & WRITABLE)
         for depth in range(self.height - 1, level - 1, -1):
-            node = self._node(entry) if entry else None
+            node = self._node(entry, depth) if entry else None
             path.append((entry, owned, node))
             if depth > level and node is not None:
                 entry = node[index >> FANOUT_SHIFT * (depth - 1 - level) & _SLOT]
@@ -546,11 +604,13 @@ class RadixMap:
     def _drop(self, level: int, index: int, entry: int) -> None:
         """Account for a subtree that is about to be cut off a node that is owned.
 
-        What lies below a damaged node stays allocated: nobody knows what it is.
+        What lies below a damaged node stays allocated: nobody knows what it is. So does what
+        is met a second time.
         """
         base = index << FANOUT_SHIFT * (level + 1)
         self._known.clear()
-        for visit in self._visit(level, base, entry, entry, 0, _WHATEVER_IS_LEFT):
+        scope = _Scope(0, 1 << 62, None, lambda *_: None, None, True, _Met(), _Met())
+        for visit in self._visit(level, base, entry, entry, 0, scope):
             if visit.level == 0:
                 entries = visit.entries[visit.entries != 0]
                 self.mapped -= entries.size

@@ -18,11 +18,12 @@ from core import snaplog
 from core.blockset import BlockSet
 from core.blockstore import Blockstore
 from core.commit import Change, Commit
+from core.entries import Entries, blocks_of
 from core.errors import Corrupt, IoFailed
 from core.format import BLOCK_MASK, DELETED, FREE, LIVE, VdiRecord
 from core.locks import Locks
 from core.progress import Progress, silent
-from core.radix import Entries, RadixMap, blocks_of
+from core.radix import RadixMap
 from core.registry import Registry
 
 KEEP_LIVE: Final = frozenset({LIVE})
@@ -213,8 +214,6 @@ class _Marks:
     def _add_log(self, record: VdiRecord) -> None:
         """Mark the blocks of the snapshot log of a VDI."""
         if record.log_block:
-            if not self._store.sb.holds_payload(record.log_block):
-                raise Corrupt("cannot hold a page of a snapshot log", record.log_block)
             self._blocks.add(record.log_block)
         for block, _ in snaplog.pages(self._store, record):
             self._blocks.add(block)
@@ -223,7 +222,7 @@ class _Marks:
         """Mark the nodes and the data of a tree."""
         blocks, stop = self._blocks, self._stop
 
-        def enter(level: int, entry: int) -> bool:
+        def enter(level: int, _base: int, entry: int) -> bool:
             return (entry >> 1 & BLOCK_MASK) not in blocks and not (stop and stop(level, entry))
 
         for visit in tree.walk(enter=enter, damaged=self._damaged):
@@ -240,11 +239,6 @@ class _Marks:
         data = blocks_of(np.concatenate(self._leaves))
         self._leaves.clear()
         data = data[data != 0]
-        outside = data >= self._store.sb.blocks
-        if outside.any():
-            if self._damaged is None:
-                raise Corrupt("a pointer leads outside the store", int(data[outside][0]))
-            data = data[~outside]
         self._blocks.add_all(data)
         self._met += data.size
         self._progress(min(self._met, self._total), self._total)

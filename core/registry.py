@@ -2,8 +2,8 @@
 
 VDI number N has two blocks at a fixed place, written alternately, so creating, listing
 and committing need no index. The table ends at the first stretch of `_WINDOW` blocks
-that were never written. A record that is damaged in both slots is reported by itself; it
-never hides the others.
+that were never written. A record that is damaged in both slots, or says what cannot be, is
+reported by itself; it never hides the others.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from core.format import (
 )
 from core.session_list import is_quiet
 from core.slots import Pair
+from core.soundness import record_problem
 
 _WINDOW: Final = 256
 _PLACE: Final = struct.Struct("<12x16sQI")
@@ -79,7 +80,19 @@ class Registry:
         if raw == _NEVER:
             return None
         record = self._newer(number, raw)
-        return record or self._judge(number, self._pair(number, raw))
+        return self._sound(record or self._judge(number, self._pair(number, raw)))
+
+    def _sound(self, found: VdiRecord | Corrupt | None) -> VdiRecord | Corrupt | None:
+        """Return a record that can be, or what is said of one that nobody can have meant."""
+        if not isinstance(found, VdiRecord):
+            return found
+        problem = record_problem(found, self._store.holds_payload)
+        if not problem:
+            return found
+        return Corrupt(
+            f"the record of VDI {found.id} makes no sense: {problem}",
+            self._store.sb.vdi_slot(found.id, found.sequence % 2),
+        )
 
     def _newer(self, number: int, raw: bytes) -> VdiRecord | None:
         """Return the record with the higher sequence number, None unless both are valid.
@@ -130,7 +143,8 @@ class Registry:
         """Return the current record of one VDI, None when there never was one.
 
         Raises:
-            Corrupt: both slots are damaged, or the newer one may be.
+            Corrupt: both slots are damaged, or the newer one may be, or what is valid makes no
+                sense.
         """
         if not 0 <= number < self._store.sb.max_vdis:
             return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Container, Iterator
 from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +29,8 @@ from core.format import (
     BLOCK_SHIFT,
     DELETED,
     FREE,
-    MAX_HEIGHT,
     MAX_NAME,
-    WRITABLE,
+    MAX_SEQUENCE,
     BitmapBlock,
     Condition,
     ExtentHeader,
@@ -44,9 +43,7 @@ from core.registry import Registry, is_forbidden
 from core.session import Session
 from core.session_list import is_quiet, read_sessions
 from core.snaplog import SnapshotId
-
-_ABSURD: Final = 1 << 62
-"""A sequence number that no store reaches."""
+from core.soundness import record_problem
 
 
 class Step(NamedTuple):
@@ -136,9 +133,11 @@ def _records(store: Blockstore, checker: Checker) -> Steps:
         if found is None:
             _write_twice(store, VdiRecord(number, bytes(16), "", state=FREE))
             yield Step(True, f"VDI {number}, if it ever was, is lost: both its records are damaged")
-        elif not 1 <= found.height <= MAX_HEIGHT:
-            _write_twice(store, replace(found, state=FREE, root=0, height=1, page=()))
-            yield Step(True, f"VDI {number} is lost: its record makes no sense")
+        elif problem := record_problem(found, store.holds_payload):
+            sequence = min(found.sequence, MAX_SEQUENCE)
+            free = VdiRecord(number, found.uuid, found.name, state=FREE, sequence=sequence)
+            _write_twice(store, free)
+            yield Step(True, f"VDI {number} is lost: its record makes no sense: {problem}")
         elif number in suspect and found.state == DELETED:
             _write_twice(store, replace(found, state=FREE, root=0, height=1, page=()))
             yield Step(True, f"deleted VDI {number} is damaged: it can no longer be restored")
@@ -170,7 +169,7 @@ def _write_twice(store: Blockstore, record: VdiRecord) -> None:
 
 def _next_two(sequence: int) -> tuple[int, int]:
     """Return the sequence numbers for new twins; after an absurd one they begin again."""
-    first = sequence + 1 if sequence < _ABSURD else 1 + sequence % 2
+    first = sequence + 1 if sequence < MAX_SEQUENCE - 1 else 1 + sequence % 2
     return first, first + 1
 
 
@@ -252,11 +251,9 @@ def _log(session: Session, record: VdiRecord, relocate: bool) -> Steps:
         first = record.log_first
     except IoFailed:
         yield Step(True, f"VDI {record.id} loses its snapshots before page {first} of its log")
-    retired = min(record.log_retired, snaplog.last_line(record) + 1)
-    kept = replace(record, log_first=first, log_retired=retired)
-    count = sum(1 for _ in session.snapshots(kept))
+    count = sum(1 for _ in session.snapshots(replace(record, log_first=first)))
     with session.opened(record) as vdi:
-        vdi.amend(log_first=first, log_retired=retired, snapshots=count)
+        vdi.amend(log_first=first, snapshots=count)
         if relocate:
             allocator = session.store.allocator
             block = 0
@@ -274,12 +271,11 @@ def _snapshot(session: Session, vdi: int, where: SnapshotId, losses: list[Loss])
     snapshot = snaplog.find(session.store, record, where) if record else None
     if record is None or snapshot is None:
         return
-    if not snapshot.root & WRITABLE and 1 <= snapshot.height <= MAX_HEIGHT:
-        name = f"recovered-{vdi}-{where}"
-        clone = session.create(name, parent=snapshot)
-        list(_live(session, clone, losses))
-        text = f"snapshot {where} of VDI {vdi} is damaged: VDI {name!r} gets what is left of it"
-        yield Step(False, text)
+    name = f"recovered-{vdi}-{where}"
+    clone = session.create(name, parent=snapshot)
+    list(_live(session, clone, losses))
+    text = f"snapshot {where} of VDI {vdi} is damaged: VDI {name!r} gets what is left of it"
+    yield Step(False, text)
     session.delete_snapshot(snapshot)
     yield Step(True, f"snapshot {where} of VDI {vdi} is deleted")
 
@@ -288,15 +284,10 @@ def _live(session: Session, record: VdiRecord, losses: list[Loss]) -> Steps:
     """Turn what a VDI has lost into holes; from now on it copies before it writes."""
     with session.opened(record) as vdi:
         vdi.map.disown()
-        limit = vdi.map.capacity << BLOCK_SHIFT
-        if vdi.size > limit:
-            vdi.size = limit
-            vdi.amend(size=limit)
-            yield Step(True, f"VDI {record.id} has {limit} bytes from now on: more is not possible")
         for loss in losses:
             if not loss.length:
                 continue
-            vdi.map.trim(loss.first, loss.first + loss.length)
+            vdi.map.trim(loss.first, loss.first + loss.length, unread=True)
             yield Step(
                 True,
                 f"VDI {record.id} loses the bytes from {loss.first << BLOCK_SHIFT}"

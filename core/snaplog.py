@@ -35,6 +35,7 @@ from core.format import (
     node_check,
     pack_entry,
 )
+from core.soundness import page_problem
 
 
 class SnapshotId(NamedTuple):
@@ -139,7 +140,7 @@ def pages(store: Blockstore, record: VdiRecord) -> Iterator[tuple[int, LogBlock]
     Pages of which retention has dropped every line are left out: they may be gone.
 
     Raises:
-        Corrupt: a page is damaged, or is not the one that belongs there.
+        Corrupt: a page is damaged, makes no sense, or is not the one that belongs there.
     """
     previous, end = record.log_previous, record.log_number
     kept, kept_number = _kept_before(record)
@@ -152,8 +153,11 @@ def pages(store: Blockstore, record: VdiRecord) -> Iterator[tuple[int, LogBlock]
             return
         block = pointer >> 1 & BLOCK_MASK
         page = LogBlock.unpack(bytes(store.checked(pointer)), store.sb.uuid)
-        if page is None or page.vdi != record.id or page.number != number:
+        if page is None or page.vdi != record.id or page.number != number or number >= end:
             raise Corrupt(f"is not page {number} of the snapshot log of VDI {record.id}", block)
+        problem = page_problem(page.page, store.holds_payload)
+        if problem:
+            raise Corrupt(f"makes no sense: {problem}", block)
         yield block, page
         previous, end = page.previous, number
         kept, kept_number = page.kept or previous, page.kept_number if page.kept else number - 1

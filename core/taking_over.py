@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.errors import Fenced, InUse
+from core.errors import BadRequest, Corrupt, Fenced, InUse
 from core.format import VdiRecord
 from core.locks import Grant
 from core.parts import Opener
@@ -19,6 +19,7 @@ def acquire(session: Opener, record: VdiRecord, shared: bool = False) -> Grant:
 
     Raises:
         InUse: another session has it; the message says who and where.
+        Corrupt: no lock master can have given the token that its record names.
     """
     locks = session.locks
     name = f"vdi/{record.id}"
@@ -26,6 +27,9 @@ def acquire(session: Opener, record: VdiRecord, shared: bool = False) -> Grant:
         return locks.acquire(name, record.token, shared=shared)
     except Fenced:
         raise
+    except BadRequest as error:  # a floor that no lock master can have come to
+        slot = session.store.sb.vdi_slot(record.id, record.sequence % 2)
+        raise Corrupt(f"its fencing token is none: {error.message}", slot) from error
     except InUse as error:
         held = [holding for holding in locks.holdings() if holding.name == name]
         if not locks.shared or not held:

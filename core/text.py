@@ -92,7 +92,13 @@ def shortened(text: str, width: int) -> str:
 
 
 def printable(text: str) -> str:
-    """Return text with what a terminal or an XML file cannot take written as escapes."""
+    """Return text with what a terminal or an XML file cannot take written as escapes.
+
+    Whatever names, labels and descriptions hold, and wherever they come from: no control
+    character, no change of the direction of writing and nothing invisible is left.
+    """
+    if text.isprintable():
+        return text
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
     )

@@ -260,6 +260,8 @@ class Vdi(Image):
             )
         if size < self.size:
             self.trim(size, self.size - size)
+        else:  # there is nothing behind the end, unless the store was made elsewhere
+            self.map.trim(blocks_for(self.size), self.map.capacity)
         self.map.raise_to(height_for(size))
         self.size = size
         self.amend(size=size)
@@ -319,7 +321,7 @@ class Vdi(Image):
             raise NotFound(f"snapshot {snapshot.id} was deleted", "list the snapshots again")
         entry = LogRecord(KIND_TOMBSTONE, time.time_ns(), snapshot.id.block, snapshot.id.offset)
         record = append(self.store, record, entry)
-        self._edits = replace(record, snapshots=record.snapshots - 1)
+        self._edits = replace(record, snapshots=max(0, record.snapshots - 1))
         self._newest = None
         if snapshot.scheduled and self._retention is not None:
             self._retention.remove(snapshot.line)
@@ -381,7 +383,8 @@ class Vdi(Image):
             self._retention = Retention(snap.line for snap in found if snap.scheduled)
         dropped, before = self._retention.retire(record.schedule_keep)
         if dropped:
-            self._edits = replace(record, log_retired=before, snapshots=record.snapshots - dropped)
+            left = max(0, record.snapshots - dropped)
+            self._edits = replace(record, log_retired=before, snapshots=left)
         return dropped
 
     def rollback(self, snapshot: Snapshot) -> None:
@@ -419,8 +422,10 @@ class Vdi(Image):
             sequence=old.sequence + 1,
             root=self.map.root,
             height=self.map.height,
-            mapped=self.map.mapped,
-            own=self.map.own,
+            mapped=max(
+                0, self.map.mapped
+            ),  # too few were on record, perhaps: `store check` says so
+            own=max(0, self.map.own),
             token=self._grant.token,
             session=NOBODY if last else self.store.session,
             modified_ns=time.time_ns(),

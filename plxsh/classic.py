@@ -17,6 +17,7 @@ from typing import Any, Final
 import click
 
 from core.errors import Fenced, InUse
+from core.text import printable
 from plxsh import streams
 from plxsh.context import Settings, cache_mode, pass_settings
 from plxsh.groups import Command
@@ -181,7 +182,7 @@ def vdi_list(settings: Settings) -> None:
                 settings.warn([record.message])
                 lines.append(f"{number:8d} {'(damaged)':>56}\n")
             elif record.state == LIVE:
-                lines.append(f"{number:8d} {record.name:>56}\n")
+                lines.append(f"{number:8d} {printable(record.name):>56}\n")
     click.echo("".join(lines), nl=False)
 
 

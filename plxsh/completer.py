@@ -17,6 +17,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from core.errors import BadRequest
+from core.text import printable
 from plxsh import paths
 from plxsh.context import Settings
 from plxsh.grammar import Reading, read
@@ -206,7 +207,7 @@ def _candidate(item: CompletionItem[Any]) -> Candidate:
     kind = "value" if item.type == "plain" else item.type
     if isinstance(item, Offer):
         return Candidate(item.value, item.describe(), kind, item.more)
-    return Candidate(str(item.value), item.help or "", kind)
+    return Candidate(str(item.value), printable(item.help or ""), kind)
 
 
 def _files(fragment: str, only_folders: bool, match: _Match, limit: int | None) -> list[Candidate]:

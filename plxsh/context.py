@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 import click
 
 from core.errors import BadRequest, Interrupted, NotFound
+from core.text import printable
 
 if TYPE_CHECKING:
     from core.blockstore import Blockstore, Mode
@@ -229,12 +230,12 @@ class Settings:
     def warn(self, warnings: Iterable[str]) -> None:
         """Say on standard error what is wrong but does not stop the command."""
         for warning in warnings:
-            click.echo(f"plxsh: warning: {warning}", err=True)
+            click.echo(f"plxsh: warning: {printable(warning)}", err=True)
 
     def note(self, text: str) -> None:
         """Tell someone who watches, on standard error; scripts hear it with -v only."""
         if (self.output == "table" or self.verbose) and not self.quiet:
-            click.echo(text, err=True)
+            click.echo(printable(text), err=True)
 
     def confirm(self, loss: str, typed: str = "") -> None:
         """Ask before something that loses data; does nothing with -y or -n.
@@ -251,6 +252,7 @@ class Settings:
             return
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise BadRequest(f"{loss}, and there is no terminal to ask on", "-y says yes")
+        loss, typed = printable(loss), printable(typed)
         how = f"This cannot be undone. Type {typed} to go on" if typed else "Go on? [y/N]"
         try:
             answer = click.prompt(f"{loss}. {how}", default="", show_default=False, err=True)

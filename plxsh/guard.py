@@ -18,6 +18,7 @@ import click
 
 from core.device import io_error
 from core.errors import Interrupted, ParallaxError
+from core.text import printable
 from plxsh import usage
 from plxsh.context import Settings
 
@@ -79,7 +80,7 @@ def _tell(settings: Settings, program: str, code: str, message: str, hint: str, 
     what = f"{program}: {settings.command}" if settings.command else program
     line = f"{what}: {message}" + (f" ({hint})" if hint else "")
     try:
-        click.echo(line, err=True)
+        click.echo(printable(line), err=True)
         if settings.output == "json":
             error = {"code": code, "message": message, "hint": hint}
             click.echo(json.dumps({"error": error}), err=True)

@@ -23,6 +23,7 @@ import click
 from core.device import io_error
 from core.errors import BadRequest, ParallaxError
 from core.format import VdiRecord
+from core.text import printable
 from plxsh.context import Settings
 from plxsh.guard import BROKEN_PIPE, guarded, tell
 from plxsh.language import Statement, statements
@@ -40,7 +41,7 @@ class Interpreter:
 
     Attributes:
         leaving: `exit` was given.
-        used: name of the VDI that `use` selected, empty for none.
+        used: name, as it is shown, of the VDI that `use` selected, empty for none.
         gone: it was there and is no longer, as far as `follow` knows.
     """
 
@@ -77,7 +78,7 @@ class Interpreter:
     def use(self, record: VdiRecord | None) -> None:
         """Make a VDI the one that commands mean when they are given none; None for no VDI."""
         self.settings.vdi = str(uuid.UUID(bytes=record.uuid)) if record else ""
-        self.used = record.name if record else ""
+        self.used = printable(record.name) if record else ""
         self.gone = self._there = False
         self._known = -1
 
@@ -90,7 +91,7 @@ class Interpreter:
         self._known = known.version
         self.gone = record is None and self._there
         self._there = record is not None or self._there
-        self.used = record.name if record else self.used
+        self.used = printable(record.name) if record else self.used
 
     def source(self, path: str) -> int:
         """Run the commands of a file as part of this shell; raises as `read_script`."""

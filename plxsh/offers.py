@@ -17,7 +17,7 @@ from click.shell_completion import CompletionItem
 
 from core.format import DELETED, VdiRecord
 from core.snaplog import Snapshot
-from core.text import counted, human_ago, human_size
+from core.text import counted, human_ago, human_size, printable
 from plxsh.context import Settings
 from plxsh.exports import open_exports
 from plxsh.locking import standing
@@ -53,7 +53,7 @@ class Offer(CompletionItem[str]):
 
     def describe(self) -> str:
         """Return what stands beside it."""
-        return self._about(self.subject)
+        return printable(self._about(self.subject))
 
 
 _FORMATS: Final = {
@@ -107,15 +107,15 @@ def _vdis(settings: Settings, incomplete: str) -> Items:
     about, about_id = partial(_about, names), partial(_about_id, names)
     return by_id + [
         Offer(str(record.id), "vdi", about_id, record)
-        if _like_an_option(record)
+        if _needs_id(record)
         else Offer(record.name, "vdi", about, record)
         for record in records
     ]
 
 
-def _like_an_option(record: VdiRecord) -> bool:
-    """Say whether a name would be taken for an option; then its id is what can be typed."""
-    return record.name.startswith("-")
+def _needs_id(record: VdiRecord) -> bool:
+    """Say whether a name cannot be typed or would be taken for an option; its id can be."""
+    return record.name.startswith("-") or not record.name.isprintable()
 
 
 def _deleted_vdis(settings: Settings, incomplete: str) -> Items:
@@ -123,8 +123,8 @@ def _deleted_vdis(settings: Settings, incomplete: str) -> Items:
     names = settings.names
     records = sorted(names.vdis(DELETED), key=lambda record: -record.deleted_ns)
     count = Counter(record.name for record in records)
-    twins = [r for r in records if count[r.name] > 1 or _like_an_option(r)]
-    named = [r for r in records if count[r.name] == 1 and not _like_an_option(r)]
+    twins = [r for r in records if count[r.name] > 1 or _needs_id(r)]
+    named = [r for r in records if count[r.name] == 1 and not _needs_id(r)]
     items = [Offer(record.name, "vdi", _about_deleted, record) for record in named]
     typed_id = incomplete.isdecimal()
     by_id = _ids(names, records, incomplete) if typed_id else _ids(names, twins, "")
@@ -176,7 +176,7 @@ def _snapshots(settings: Settings, incomplete: str) -> Items:
     owners = [
         Offer(f"{record.name}@", "snapshot", partial(_about, names), record, more=True)
         for record in names.vdis()
-        if record.snapshots and not _like_an_option(record)
+        if record.snapshots and not _needs_id(record)
     ]
     if not incomplete.isdecimal():
         return (_of(names, selected, "") if selected else []) + owners
@@ -251,7 +251,8 @@ def _named(found: Iterable[Snapshot]) -> Iterator[tuple[str, Snapshot]]:
     """Yield what each snapshot is called; of several with a label the newest has it."""
     seen = {""}
     for snapshot in found:
-        yield (str(snapshot.id) if snapshot.label in seen else snapshot.label), snapshot
+        called = snapshot.label not in seen and snapshot.label.isprintable()
+        yield (snapshot.label if called else str(snapshot.id)), snapshot
         seen.add(snapshot.label)
 
 

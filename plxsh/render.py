@@ -3,7 +3,8 @@
 A command hands over plain data: dictionaries of numbers, texts and None, sizes in bytes,
 times in nanoseconds since 1970 UTC. JSON and YAML show exactly that, next to `schema`,
 which changes when a key changes its meaning or goes away. `plain` is one line a record,
-its columns between tabs, `-` for what there is not. Only `table` rounds.
+its columns between tabs, `-` for what there is not. Only `table` rounds. Both write what
+no terminal should be given as escapes (`core.text.printable`), JSON and YAML as their own.
 
 Tables are laid out here: a table library takes seconds for 10,000 rows.
 """
@@ -22,7 +23,7 @@ from typing import Any, Final, Literal
 import click
 
 from core.text import columns as cell_width
-from core.text import human_age, human_ago, human_size
+from core.text import human_age, human_ago, human_size, printable
 from plxsh import pager
 from plxsh.context import Settings
 from plxsh.yaml_text import yaml_lines
@@ -80,7 +81,7 @@ def _plain(value: Any, kind: Kind) -> str:
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
         return ", ".join(_plain(item, kind) for item in value)
-    return iso_time(value) if kind in ("time", "age") else str(value)
+    return iso_time(value) if kind in ("time", "age") else printable(str(value))
 
 
 def local_time(time_ns: int) -> str:
@@ -205,10 +206,10 @@ def outcome(
             result = {"dry_run": True, "would": f"{would} {what}", **result}
         data(settings, result)
     elif settings.dry_run:
-        click.echo(f"would {would} {what}")
+        click.echo(printable(f"would {would} {what}"))
     else:
         if plain:
-            click.echo(plain)
+            click.echo(printable(plain))
         settings.note(f"{done} {what}")
 
 

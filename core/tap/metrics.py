@@ -31,6 +31,7 @@ from core.format import BLOCK_SHIFT
 from core.tap.commits import Commits
 from core.tap.counts import BOUNDS, MOST_EXPORTS, Counts
 from core.tap.shared import Shared
+from core.text import printable
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 _SLICE: Final = 20
@@ -264,7 +265,7 @@ def _about_exports(told: dict[str, Counts], connections: dict[str, int]) -> Iter
             family.samples.clear()
             for name in names[at : at + _SLICE]:
                 for more, value in rows(name, told[name]):
-                    family.add_metric([name, *more], value)  # type: ignore[attr-defined]
+                    family.add_metric([printable(name), *more], value)  # type: ignore[attr-defined]
             yield _text([family])[heading if at else 0 :]
 
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from core.text import printable
 from plxsh.context import CACHES, Settings, cache_mode
 from plxsh.grammar import Reading, read
 from plxsh.groups import Group
@@ -105,7 +104,7 @@ def _for_others(*asked: str) -> list[str]:
     """Return the answer to the words of a command, the last of which is at the cursor."""
     *words, fragment = asked
     kind, found = _candidates(words, fragment)
-    return [kind, *(f"{one.text}\t{printable(one.meta)}" for one in found)] if kind else []
+    return [kind, *(f"{one.text}\t{one.meta}" for one in found)] if kind else []
 
 
 def _for_bash(line: str, replaced: str) -> list[str]:

@@ -19,6 +19,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from core.errors import BadRequest
+from core.format import VdiRecord
 from core.registry import Registry
 from plxsh import render
 from plxsh.context import Settings, default_socket, pass_settings
@@ -365,11 +366,16 @@ def _export(
             raise BadRequest(f"{reference} is a snapshot and never written", "clone it first")
         with settings.session("read") as session:
             snapshot = session.find_snapshot(reference)
-            vdi = snapshot.vdi if by == "id" else session.registry.find(str(snapshot.vdi)).name
-        return f"{vdi}@{snapshot.id}", False
+            owner = session.registry.find(str(snapshot.vdi))
+        return f"{_called(owner, by)}@{snapshot.id}", False
     with closing(settings.blockstore()) as opened:
         record = Registry(opened).find(reference)
-    return str(record.id) if by == "id" else record.name, access != "r"
+    return _called(record, by), access != "r"
+
+
+def _called(record: VdiRecord, by: str) -> str:
+    """Return what a line calls a VDI; one whose name cannot be shown has only its id."""
+    return record.name if by == "name" and record.name.isprintable() else str(record.id)
 
 
 def _show(settings: Settings, kind: str, export: str, socket: str, line: str) -> None:

@@ -8,6 +8,7 @@ import click
 
 from core.errors import BadRequest
 from core.registry import Registry
+from core.text import printable
 from plxsh.context import Settings, pass_settings
 from plxsh.groups import Command
 from plxsh.interpreter import Interpreter, shell_of
@@ -49,7 +50,7 @@ def use(settings: Settings, vdi: str | None, none: bool) -> None:
         settings.note("no VDI is chosen; 'use VDI' chooses one")
     else:
         with closing(settings.blockstore()) as opened:
-            click.echo(Registry(opened).find(settings.vdi).name)
+            click.echo(printable(Registry(opened).find(settings.vdi).name))
 
 
 @click.command(cls=Command, examples=["plxsh source nightly.plx"], effect="destroys")

@@ -209,8 +209,8 @@ def diff(settings: Settings, pair: tuple[str, str]) -> None:
     """List the byte ranges in which two snapshots differ: offset, length.
 
     Each of A and B is a snapshot or a VDI (its contents now, which must not be in use).
-    The cost follows the change, not the size. Ranges are whole blocks of 4 KiB, and a block
-    that was rewritten with the same bytes may count as changed.
+    The cost follows the change, not the size. Ranges are whole blocks of 4 KiB whose bytes
+    differ: one that was rewritten with what it held is not listed, nor are zeros over a hole.
     """
     live = not all(map(names_snapshot, pair))
     with settings.session("shared" if live else "read") as session, ExitStack() as stack:
@@ -218,7 +218,7 @@ def diff(settings: Settings, pair: tuple[str, str]) -> None:
         end = max(a.size, b.size)
         shown = []
         with Progress(settings, "diff", "blocks") as progress:
-            for first, count in a.map.diff(b.map):
+            for first, count in a.differences(b):
                 offset = first << BLOCK_SHIFT
                 shown.append({"offset": offset, "length": min(count * BLOCK, end - offset)})
                 progress(first, blocks_for(end))

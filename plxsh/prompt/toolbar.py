@@ -9,7 +9,7 @@ from typing import Final
 
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 
-from core.text import columns, counted, human_size, shortened
+from core.text import columns, counted, human_size, printable, shortened
 from plxsh.interpreter import Interpreter
 from plxsh.overview import Overview
 
@@ -23,7 +23,7 @@ _NEARLY_FULL: Final = 90
 def toolbar(shell: Interpreter, overview: Overview | None) -> StyleAndTextTuples:
     """Return the toolbar; what matters least is cut when the terminal is narrow."""
     left = shutil.get_terminal_size().columns
-    parts = list(_parts(shell, overview))
+    parts = [(style, printable(text)) for style, text in _parts(shell, overview)]
     store = shell.settings.store
     if _length(parts) > left:
         parts[0] = (parts[0][0], os.path.basename(store) or store)

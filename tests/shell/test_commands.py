@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from shell.conftest import Plx
 
+from core.image import Image
 from core.session import Session
 
 VDI_KEYS = {
@@ -287,6 +288,42 @@ def test_snap_diff_ends_where_the_larger_image_ends(empty: Plx) -> None:
             vdi.snapshot("empty")
             vdi.write(0, b"z" * 5000)
     assert empty("snap", "diff", "odd@empty", "odd").out == "0\t5000\n"
+
+
+def test_snap_diff_lists_ranges_whose_bytes_differ(empty: Plx) -> None:
+    """And not those that were written with what they held, or with zeros where nothing was."""
+    with Session.open(str(empty.path)) as session:
+        record = session.create("disk", 1 << 20)
+        with session.opened(record) as vdi:
+            vdi.write(0, b"a" * 65536)
+            vdi.snapshot("before")
+            vdi.write(4096, b"a" * 8192)
+            vdi.write(16384, b"b" * 4096)
+            vdi.write(24576, b"a" * 4095 + b"b" + b"b" * 4096)
+            vdi.allocate_zeros(512 << 10, 128 << 10)
+            vdi.trim(32768, 4096)
+    expected = "16384\t4096\n24576\t12288\n"
+    assert empty("snap", "diff", "disk@before", "disk").out == expected
+    assert empty("snap", "diff", "disk", "disk@before").out == expected
+
+
+def test_snap_diff_reads_what_was_written_anew(empty: Plx, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Session.open(str(empty.path)) as session:
+        record = session.create("disk", 3 << 20)
+        with session.opened(record) as vdi:
+            vdi.write(0, b"a" * (2 << 20))
+            vdi.snapshot("before")
+            vdi.write(1 << 20, b"b" * 8192)
+    read: list[int] = []
+    read_into = Image.read_into
+
+    def counted(image: Image, offset: int, buffer: memoryview, wait: bool = True) -> None:
+        read.append(len(buffer))
+        read_into(image, offset, buffer, wait)
+
+    monkeypatch.setattr(Image, "read_into", counted)
+    assert empty("snap", "diff", "disk@before", "disk").out == f"{1 << 20}\t8192\n"
+    assert read == [8192, 8192]
 
 
 @pytest.mark.parametrize("form", ["table", "plain", "json", "yaml"])

@@ -42,7 +42,7 @@ def test_a_dry_repair_lists_what_the_repair_does(damaged: Plx) -> None:
     assert told["dry_run"] is True
     assert damaged.bytes() == before
     lost = [text for text in told["check"]["lost"] if text.startswith("VDI ")]
-    assert lost[0] == "VDI 1 is lost: both its records are damaged"
+    assert lost[0] == "VDI 1 is lost: both records of VDI 1 are damaged"
     assert lost[1].startswith("VDI 0 loses the bytes from 0 to ")
     assert "the header of extent 1 is made again" in told["check"]["repaired"]
     done = damaged("-y", "-o", "json", "store", "check", "--repair").json["check"]
@@ -56,7 +56,8 @@ def test_a_repair_that_loses_something_asks(damaged: Plx) -> None:
     before = damaged.bytes()
     line = damaged.fails(2, "store", "check", "--repair")
     assert (
-        "gives up what is damaged: VDI 1 is lost: both its records are damaged, and 1 more" in line
+        "gives up what is damaged: VDI 1 is lost: both records of VDI 1 are damaged, and 1 more"
+        in line
     )
     assert line.endswith("and there is no terminal to ask on (-y says yes)")
     assert damaged.bytes() == before
@@ -76,7 +77,7 @@ def test_a_repair_shows_what_would_be_lost(damaged: Plx) -> None:
     before = damaged.bytes()
     with Terminal([*PLXSH, "store", "check", "--repair"], columns=100) as terminal:
         terminal.wait_for("[y/N]: ")
-        assert terminal.find("would lose: VDI 1 is lost: both its records are damaged")
+        assert terminal.find("would lose: VDI 1 is lost: both records of VDI 1 are damaged")
         assert terminal.find("would lose: VDI 0 loses the bytes from 0 to ")
         terminal.enter()
         assert terminal.wait() == 130

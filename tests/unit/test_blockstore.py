@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.stores import EXTENT, EXTENTS, noise, open_store, peek, poke, small_store
+from support.stores import (
+    EXTENT,
+    EXTENTS,
+    memory_store,
+    noise,
+    open_store,
+    peek,
+    poke,
+    small_store,
+)
 
 from core import blockstore, mkfs
 from core.blockstore import Blockstore, NodeCache, empty_node
@@ -400,13 +410,13 @@ def test_a_full_file_system_keeps_the_queue(
 
 def test_a_pointer_must_match_what_it_points_to(tmp_path: Path) -> None:
     store = open_store(tmp_path)
-    node = noise(BLOCK)
+    node = struct.pack("<512Q", *[pack_entry(90, 0, True)] * 512)
     store.write(100, [node])
     good = pack_entry(100, node_check(node), True)
-    assert bytes(store.node(good)) == node
-    assert store.node(good & ~1) is store.node(good)
+    assert bytes(store.node(good, 0)) == node
+    assert store.node(good & ~1, 0) is store.node(good, 0)
     with pytest.raises(Corrupt) as caught:
-        store.node(pack_entry(100, node_check(node) ^ 1, True))
+        store.node(pack_entry(100, node_check(node) ^ 1, True), 0)
     assert caught.value.message == (
         "block 100: is not what the pointer to it promises (damaged or stale)"
     )
@@ -415,6 +425,58 @@ def test_a_pointer_must_match_what_it_points_to(tmp_path: Path) -> None:
         with pytest.raises(Corrupt, match=f"block {outside}: a pointer leads outside"):
             store.checked(pack_entry(outside, 0, False))
     store.close()
+
+
+BEHIND = EXTENTS * EXTENT
+OUTSIDE = (0, 1, 4, 63, 64, 67, 129, BEHIND, 1 << 25, 1 << 39, (1 << 40) - 1)
+"""Blocks that hold no payload; the last ones are the numbers of nodes not yet written."""
+
+
+def forged(store: Blockstore, entries: dict[int, int]) -> int:
+    """Write a node with these entries to block 100; return a pointer to it."""
+    node = bytearray(BLOCK)
+    for slot, entry in entries.items():
+        struct.pack_into("<Q", node, 8 * slot, entry)
+    store.write(100, [node])
+    return pack_entry(100, node_check(node), False)
+
+
+@pytest.mark.parametrize("level", [0, 1])
+@pytest.mark.parametrize("writable", [False, True])
+@pytest.mark.parametrize("block", OUTSIDE)
+def test_a_node_that_points_outside_the_payload_is_refused(
+    level: int, writable: bool, block: int
+) -> None:
+    store = memory_store()
+    bad = pack_entry(block, 7 * level, writable) or 1
+    pointer = forged(store, {0: pack_entry(80, 0, True), 17: bad, 511: bad})
+    with pytest.raises(Corrupt, match=f"block 100: its entry 17 cannot be a pointer: {bad:#x}"):
+        store.node(pointer, level)
+    assert not store.nodes.young
+
+
+def test_only_what_points_to_a_node_carries_a_check() -> None:
+    store = memory_store()
+    pointer = forged(store, {3: pack_entry(80, 1, True), 4: pack_entry(383, 0, False)})
+    for _ in range(2):  # the second time it is in the cache, as what it may be
+        assert store.node(pointer, 1)[3] == pack_entry(80, 1, True)
+        with pytest.raises(Corrupt, match="block 100: its entry 3 cannot be"):
+            store.node(pointer, 0)
+
+
+def test_a_node_may_point_to_an_extent_that_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = memory_store()
+    pointer = forged(store, {5: pack_entry(BEHIND + 10, 0, False)})
+    looks = []
+
+    def refresh() -> None:
+        looks.append(1)
+        store.sb = store.sb.grown(EXTENTS + 1)
+
+    monkeypatch.setattr(store, "refresh", refresh)
+    assert store.node(pointer, 0)[5]
+    assert store.node(pointer, 0)[5]
+    assert looks == [1]
 
 
 def test_after_a_failure_nothing_more_is_written(tmp_path: Path) -> None:

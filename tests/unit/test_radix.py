@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from support.forge import own_pointer
 from support.memory import MemoryDevice
 from support.stores import memory_store
 
 from core.blockstore import Blockstore
 from core.device import Buffer
+from core.entries import blocks_of
 from core.errors import Corrupt, IoFailed, NoSpace, WouldBlock
-from core.format import BLOCK, FANOUT, WRITABLE, entry_block
-from core.radix import PENDING, RadixMap, Run, blocks_of
+from core.format import BLOCK, FANOUT, WRITABLE, entry_block, node_check, pack_entry
+from core.radix import PENDING, RadixMap, Run
 
 Model = dict[int, int]
 """Virtual block to block."""
@@ -435,15 +437,17 @@ def test_a_walk_of_a_range_stays_there(store: Blockstore) -> None:
 
 def test_a_walk_can_leave_out_what_it_knows(store: Blockstore) -> None:
     radix = grown_map(store)
-    asked: list[tuple[int, int]] = []
+    asked: list[tuple[int, int, int]] = []
 
-    def enter(level: int, entry: int) -> bool:
-        asked.append((level, entry))
+    def enter(level: int, base: int, entry: int) -> bool:
+        asked.append((level, base, entry))
         return level > 0
 
     assert [v.level for v in radix.walk(enter=enter)] == [2, 1, 1]
-    assert [level for level, _ in asked] == [2, 1, 0, 0, 0, 1, 0]
-    assert asked[0][1] == radix.root
+    assert [(level, base) for level, base, _ in asked] == [
+        (2, 0), (1, 0), (0, 0), (0, FANOUT), (0, 2 * FANOUT), (1, FANOUT**2), (0, FANOUT**2)
+    ]  # fmt: skip
+    assert asked[0][2] == radix.root
 
 
 def test_damage_is_told_or_raised(store: Blockstore) -> None:
@@ -525,3 +529,92 @@ def test_dirty_nodes_have_numbers_no_block_has(store: Blockstore) -> None:
     radix.freeze()
     assert radix.root < PENDING
     assert store.sb.holds_payload(entry_block(radix.root))
+
+
+# -- forged trees --------------------------------------------------------------------------
+
+
+def forge(store: Blockstore, block: int, entries: Sequence[int]) -> int:
+    """Write a node; return a pointer to it that is right."""
+    data = np.zeros(FANOUT, np.uint64)
+    data[: len(entries)] = entries
+    store.write(block, [data.tobytes()])
+    return pack_entry(block, node_check(data.tobytes()), True)
+
+
+def four_nodes(store: Blockstore) -> int:
+    """Forge a tree of four nodes that maps one block 2 ** 36 times; return its root."""
+    entry = pack_entry(2000, 0, True)
+    for block in (2001, 2002, 2003, 2004):
+        entry = forge(store, block, [entry] * FANOUT)
+    return entry
+
+
+def test_a_walk_meets_each_node_once(counted: tuple[Blockstore, CountingDevice]) -> None:
+    store, device = counted
+    tree = RadixMap(store, four_nodes(store), 4)
+    device.reads = 0
+    with pytest.raises(Corrupt, match="block 2001: is a node in two places of one tree"):
+        list(tree.walk())
+    with pytest.raises(Corrupt, match="block 2001: is a node in two places"):
+        list(tree.diff(RadixMap(store, 0, 1)))
+    with pytest.raises(Corrupt, match="block 2001: is a node in two places"):
+        list(RadixMap(store, 0, 1).diff(tree))
+    with pytest.raises(Corrupt, match="block 2001: is a node in two places"):
+        tree.lookup_range(0, 2 * FANOUT)
+    told: list[tuple[int, int]] = []
+    visits = [visit.level for visit in tree.walk(damaged=lambda *at: told.append(at[:2]))]
+    assert visits == [3, 2, 1, 0]
+    assert sorted(told) == sorted(
+        (level, slot << 9 * (level + 1)) for level in (0, 1, 2) for slot in range(1, FANOUT)
+    )
+    assert device.reads == 4
+
+
+def test_a_node_may_lead_to_itself(store: Blockstore) -> None:
+    """Its check is its own: 23 bits of a linear checksum can be solved for."""
+    pointer = own_pointer(2001)
+    data = np.array([pointer] * FANOUT, np.uint64).tobytes()
+    store.write(2001, [data])
+    assert pack_entry(2001, node_check(data), True) == pointer
+    tree = RadixMap(store, pointer, 4)
+    with pytest.raises(Corrupt, match="block 2001: is a node in two places"):
+        list(tree.walk())
+    with pytest.raises(Corrupt, match="block 2001: its entry 0 cannot be a pointer"):
+        tree.lookup(0)
+
+
+def test_what_is_cut_off_is_met_once(counted: tuple[Blockstore, CountingDevice]) -> None:
+    store, device = counted
+    tree = RadixMap(store, four_nodes(store), 4, mapped=1 << 36, own=5)
+    device.reads = 0
+    tree.clear()
+    assert device.reads == 4  # and not 2 ** 27
+    assert sorted(set(tree.freed)) == [2000, 2001, 2002, 2003, 2004]
+
+
+@pytest.mark.parametrize("height", [0, 5, 255])
+def test_no_tree_has_so_many_levels(store: Blockstore, height: int) -> None:
+    with pytest.raises(Corrupt, match=f"block 0: cannot be the root of a tree of {height} levels"):
+        RadixMap(store, 0, height)
+
+
+@pytest.mark.parametrize("root", [WRITABLE, pack_entry(4, 1, True), PENDING, PENDING | WRITABLE])
+def test_a_root_is_where_nodes_can_be(store: Blockstore, root: int) -> None:
+    block = entry_block(root)
+    with pytest.raises(Corrupt, match=f"block {block}: cannot be the root"):
+        RadixMap(store, root, 2)
+    live = RadixMap(store, 0, 1)
+    with pytest.raises(Corrupt, match=f"block {block}: cannot be the root"):
+        live.replace(root, 2, 0)
+    assert (live.root, live.height) == (0, 1)
+
+
+def test_a_pending_number_on_disk_is_no_dirty_node(store: Blockstore) -> None:
+    """What a commit would have looked for among the dirty nodes is refused when it is read."""
+    root = forge(store, 2001, [PENDING | WRITABLE, PENDING + 2 * 5])
+    live = RadixMap(store, root, 2)
+    with pytest.raises(Corrupt, match="block 2001: its entry 0 cannot be a pointer"):
+        live.prepare(2 * FANOUT, 1)
+    live.freeze()
+    assert live.root == root

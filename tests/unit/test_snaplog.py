@@ -38,8 +38,7 @@ from core.snaplog import (
 EMPTY = VdiRecord(3, b"v" * 16, "disk")
 
 
-def line(number: int) -> LogRecord:
-    root = pack_entry(100_000 + number, 0, False)
+def line(number: int, root: int = 0) -> LogRecord:
     return LogRecord(
         KIND_SNAPSHOT, number, root, number * 10, 2, number + 1, number + 2, f"#{number}"
     )
@@ -75,11 +74,12 @@ def test_an_empty_log(store: Blockstore) -> None:
 
 
 def test_a_line_says_all_about_a_snapshot(store: Blockstore) -> None:
-    record, [where] = log_of(store, 1)
-    root = pack_entry(100_000, 0, False)
+    root = pack_entry(80, 0, False)
+    record = append(store, EMPTY, line(0, root))
+    where = last_id(record)
     [snapshot] = snapshots(store, record)
     assert snapshot == Snapshot(3, record.uuid, where, 0, root, 2, 0, 1, 2, "#0")
-    assert snapshot.root_block == 100_000
+    assert snapshot.root_block == 80
     assert str(where) == f"{where.block}.0"
     assert store.sb.holds_payload(where.block)
 

@@ -14,12 +14,12 @@ from support.stores import memory_store, noise
 from core.batch import WriteBatch
 from core.blockstore import Blockstore
 from core.device import Buffer
+from core.entries import blocks_of
 from core.errors import BadRequest, Corrupt, Fenced, IoFailed, NoSpace, ParallaxError
 from core.format import BLOCK, MAX_VDI_SIZE, WRITABLE, VdiRecord, height_for
 from core.image import Extent, Image
 from core.lock_master import LockMaster
 from core.mkfs import format_device
-from core.radix import blocks_of
 from core.registry import Registry
 from core.session import Session
 from core.snaplog import Snapshot, find
