@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -318,13 +319,18 @@ class TestOnAHost:
     def test_a_failed_installation_leaves_the_old_one(self, installed: World) -> None:
         folder = installed.fleet.folder
         broken = folder / "broken"
-        broken.mkdir()
-        (own,) = (folder / "wheels").glob("parallax_vdi-*.whl")
-        renumbered(own, broken, "9.1.0")  # and nothing that it depends on
+        shutil.copytree(folder / "wheels", broken)
+        (own,) = broken.glob("parallax_vdi-*.whl")
+        renumbered(own, broken, "9.1.0")
+        own.unlink()
+        (changed,) = broken.glob("pydot-*.whl")
+        with zipfile.ZipFile(changed, "a") as wheel:
+            wheel.writestr("pydot/added.py", "what nobody has tested\n")
         before = installed.told("ls -d /opt/parallax*; readlink /opt/parallax")
         ran = installed.play(only="install", install_source=str(broken))
         assert ran.status != 0
         assert "what was there before is still there" in flat(ran)
+        assert "DO NOT MATCH THE HASHES" in flat(ran)
         assert installed.told("ls -d /opt/parallax*; readlink /opt/parallax") == before
         unchanged(installed.play(only="install"))
 

@@ -165,7 +165,7 @@ class Operator:
             "install_config": {
                 "blockstore": {"data": "{{ tap_store }}"},
                 "lock_master": {"address": "127.0.0.1:8440", "listen": "127.0.0.1:8440"},
-                "tap": {"metrics": METRICS, "gc_every": "1s"},
+                "tap": {"metrics": METRICS, "gc_every": "10s"},
             },
             "tap_socket_group": "kvm",
         }
