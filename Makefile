@@ -11,7 +11,7 @@ ifneq ($(PYTHON),$(shell cat $(STAMP) 2>/dev/null))
 endif
 endif
 
-.PHONY: help setup demo fleet-demo test check matrix bench man clean
+.PHONY: help setup demo fleet-demo test check matrix bench man lock dist clean
 .NOTPARALLEL:
 
 help: ## list these targets
@@ -66,6 +66,12 @@ bench: ## this project beside its peers, one run, one table
 
 man: setup ## write docs/man again, from the help of the commands
 	@$(BIN)/python scripts/manpages.py
+
+lock: setup ## write requirements.lock again, with the newest releases that may be
+	@sh scripts/lock.sh
+
+dist: setup ## build wheel, sdist and collection of the commit into dist/, the same bytes each time
+	@$(BIN)/python scripts/dist.py
 
 clean: ## remove .venv, caches and everything built
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -152,7 +152,12 @@ def io_error(error: OSError, what: str) -> ParallaxError:
         return NoSpace(f"{what}: {reason}", "free space on the file system that holds it")
     if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV, errno.ENOTDIR):
         return NotFound(f"{what}: {reason}", "check the path")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if error.errno == errno.EROFS:
+        return ReadOnly(
+            f"{what}: {reason}",
+            "mount it for writing, or name it in ReadWritePaths= of the service",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
         return ReadOnly(f"{what}: {reason}", "check permissions, or run as its owner")
     if error.errno in (errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG):
         return BadRequest(f"{what}: {reason}", "name a file or a block device")

@@ -115,25 +115,14 @@ build_venv() {
     echo "${PYTHON:-}" >.venv/.stamp
 }
 
-# fetch_wheels: the dependencies for the interpreter of .venv; again when they have changed.
+# fetch_wheels: what the lock file names, for the interpreter of .venv; again when that has changed.
 fetch_wheels() {
-    wanted=$(.venv/bin/python -m pip freeze --exclude-editable --disable-pip-version-check |
-        cat - pyproject.toml | cksum)
+    wanted=$(.venv/bin/python --version | cat - requirements.lock | cksum)
     [ "$wanted" != "$(cat .venv/wheels/.stamp 2>/dev/null)" ] || return 0
     echo "setup: fetching the wheels of what Parallax needs"
     rm -rf .venv/wheels.new
-    mkdir .venv/wheels.new
-    .venv/bin/python - >.venv/wheels.new/.names <<'END'
-import tomllib
-with open("pyproject.toml", "rb") as file:
-    print("\n".join(tomllib.load(file)["project"]["dependencies"]))
-END
-    # The versions that .venv has, which the tests have seen.
-    .venv/bin/python -m pip freeze --exclude-editable --disable-pip-version-check \
-        >.venv/wheels.new/.versions
-    .venv/bin/python -m pip wheel --quiet --disable-pip-version-check --prefer-binary \
-        --constraint .venv/wheels.new/.versions --requirement .venv/wheels.new/.names \
-        --wheel-dir .venv/wheels.new
+    .venv/bin/python -m pip download --quiet --disable-pip-version-check --only-binary :all: \
+        --require-hashes --requirement requirements.lock --dest .venv/wheels.new
     echo "$wanted" >.venv/wheels.new/.stamp
     rm -rf .venv/wheels
     mv .venv/wheels.new .venv/wheels
@@ -197,7 +186,7 @@ case ${1:-} in
         ;;
     test)
         # nbd-client and shellcheck: for the block script of Xen
-        packages make curl e2fsprogs fio fish graphviz hostname iproute2 less libnbd-bin \
+        packages make curl e2fsprogs fio fish git graphviz hostname iproute2 less libnbd-bin \
             libvirt-clients man-db nbd-client nbdkit openssh-client python3-libnbd shellcheck \
             systemd qemu-system-x86 qemu-utils strace util-linux zsh
         [ "${PARALLAX_LONG:-}" != 1 ] || packages systemd-container

@@ -33,6 +33,7 @@ pytestmark = [
 ]
 
 UNITS = ("parallaxd", "plxlockmaster")
+METRICS = "127.0.0.1:8441"
 DISK = "nbd+unix:///{}?socket=/run/parallax/nbd.sock"
 
 
@@ -164,6 +165,7 @@ class Operator:
             "install_config": {
                 "blockstore": {"data": "{{ tap_store }}"},
                 "lock_master": {"address": "127.0.0.1:8440", "listen": "127.0.0.1:8440"},
+                "tap": {"metrics": METRICS, "gc_every": "10s"},
             },
             "tap_socket_group": "kvm",
         }
@@ -207,11 +209,12 @@ def operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
             machine.remove()
 
 
-def works(machine: Machine, name: str) -> None:
+def works(
+    machine: Machine, name: str, guest: str = "setpriv --reuid 65534 --regid kvm --clear-groups"
+) -> None:
     """A VDI is made, filled through the tap as the group of the socket may, and read back."""
     machine.told(f"plxsh vdi create {name} --size 4M")
     disk = DISK.format(name)
-    guest = "setpriv --reuid 65534 --regid kvm --clear-groups"
     machine.told(f"head -c 1000000 /dev/urandom >/tmp/{name}; chmod 644 /tmp/{name}")
     machine.told(f"{guest} nbdcopy /tmp/{name} '{disk}'")
     machine.told(f"{guest} nbdcopy '{disk}' - | cmp --bytes 1000000 - /tmp/{name}")
@@ -239,7 +242,25 @@ def test_services_work_as_confined_as_their_units_say(operator: Operator) -> Non
         inside = f"nsenter --target {main} --mount --"
         assert machine.sh(f"{inside} touch /etc/x /usr/x /var/x")[1].count("Read-only") == 3
         judged = machine.told(f"systemd-analyze security --no-pager {unit} | tail -n 1")
-        assert float(re.findall(r"\d+\.\d+", judged)[0]) <= 2.0, judged
+        assert float(re.findall(r"\d+\.\d+", judged)[0]) < 3.0, judged
+        assert machine.sh(f"{inside} ls /run/dbus/system_bus_socket /run/systemd/private")[0] != 0
+
+
+def test_it_collects_garbage_as_confined(operator: Operator) -> None:
+    """A process that the tap starts, which gives what is free back to the file."""
+    machine, freed = operator.machine, "parallax_tap_collections_total"
+    used = int(machine.told("du --block-size=1 /srv/blockstore.dat").split()[0])
+    machine.told("plxsh -y vdi delete first")
+    told = f"curl --silent --fail http://{METRICS}/metrics | grep '^{freed}'"
+    before = float(re.findall(r'"done".* ([0-9.]+)', machine.told(told))[0])
+    wait_until(
+        lambda: float(re.findall(r'"done".* ([0-9.]+)', machine.told(told))[0]) > before + 1,
+        "garbage is collected",
+        120,
+    )
+    assert re.search(r'"failed".* 0(\.0)?$', machine.told(told), re.MULTILINE)
+    assert int(machine.told("du --block-size=1 /srv/blockstore.dat").split()[0]) < used - 900_000
+    works(machine, "first")
 
 
 def test_a_store_on_a_device(operator: Operator) -> None:
@@ -284,3 +305,50 @@ def test_a_python_that_only_root_may_run(operator: Operator) -> None:
     assert refused.status != 0
     told = " ".join(refused.shown.split())
     assert "The user parallax cannot run /srv/private/python3" in told
+
+
+ALONE = "systemctl stop parallaxd plxlockmaster; rm -rf /etc/parallax"
+"""What the role has added is away, as if there had never been one."""
+
+OWN = "10-role.conf"
+
+
+def test_the_units_work_as_they_are_shipped(operator: Operator) -> None:
+    """As root without privileges; a link, a file elsewhere and a device as their comments say."""
+    machine, device = operator.machine, operator.machine.device
+    added = "/etc/systemd/system/{}.service.d"
+    machine.told(ALONE)
+    for unit in UNITS:
+        machine.told(f"rm {added.format(unit)}/{OWN}")
+        if re.match("/(home|root)/", sys.base_prefix):  # where its Python may be on this machine
+            there = f"{added.format(unit)}/home.conf"
+            machine.told(f"printf '[Service]\\nProtectHome=read-only\\n' >{there}")
+    machine.told("chown root: /srv/blockstore.dat; ln -s /srv/blockstore.dat /blockstore.dat")
+    machine.told("chown -R root: /run/parallax /var/lib/parallax")
+    machine.told("systemctl daemon-reload; systemctl start plxlockmaster parallaxd")
+    works(machine, "third", guest="")
+    main = machine.told("systemctl show --property MainPID --value parallaxd")
+    assert re.search(r"^CapEff:\s+0+$", machine.told(f"cat /proc/{main}/status"), re.MULTILINE)
+    inside = f"nsenter --target {main} --mount --"
+    assert machine.sh(f"{inside} touch /etc/x /usr/x /var/x")[1].count("Read-only") == 3
+
+    machine.told("mkdir -p /data && mv /srv/blockstore.dat /data/")
+    machine.told("echo PARALLAX_STORE=/data/blockstore.dat >/etc/default/parallax")
+    assert machine.sh("systemctl restart parallaxd")[0] != 0
+    assert "name it in ReadWritePaths=" in machine.log()
+    unit = machine.told("cat /etc/systemd/system/parallaxd.service")
+    shown = [line.removeprefix("#").strip() for line in unit.splitlines() if line[:5] == "#    "]
+    edited = "\n".join(shown).replace("/dev/vg0/blockstore", device)
+    assert "ReadWritePaths=/data/blockstore.dat" in edited
+    assert f"DeviceAllow={device} rw" in edited
+    machine.told(f"echo '{edited}' >{added.format('parallaxd')}/override.conf")
+    machine.told("systemctl daemon-reload; systemctl reset-failed; systemctl restart parallaxd")
+    works(machine, "fourth", guest="")
+    machine.told(f"echo PARALLAX_STORE={device} >/etc/default/parallax; chown root:disk {device}")
+    machine.told("systemctl restart parallaxd")
+    environment = f"PARALLAX_STORE={device}"
+    machine.told(f"{environment} plxsh vdi create fifth --size 4M")
+    assert device in machine.told(
+        "ls -l /proc/$(systemctl show --property MainPID --value parallaxd)/fd"
+    )
+    machine.told(f"nbdinfo --size '{DISK.format('fifth')}'")

@@ -182,7 +182,7 @@ def test_man_finds_the_pages_of_the_wheel(tmp_path: Path) -> None:
     for name in ("core", "plxsh", "docs/man", "deploy"):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, tmp_path / "src" / name, ignore=ignore)
-    for name in ("pyproject.toml", "LICENSE"):
+    for name in ("pyproject.toml", "LICENSE", "requirements.lock"):
         shutil.copy(ROOT / name, tmp_path / "src")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     offline = ["--no-deps", "--no-index"]

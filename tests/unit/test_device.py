@@ -283,7 +283,7 @@ def test_a_failed_flush_says_that_nothing_is_sure(
         (errno.EDQUOT, NoSpace, "free space"),
         (errno.ENOENT, NotFound, "check the path"),
         (errno.EACCES, ReadOnly, "permissions"),
-        (errno.EROFS, ReadOnly, "permissions"),
+        (errno.EROFS, ReadOnly, "ReadWritePaths="),
         (errno.EISDIR, BadRequest, "name a file"),
         (errno.EIO, IoFailed, "system log"),
     ],
