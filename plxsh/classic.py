@@ -22,6 +22,7 @@ from plxsh.context import Settings, cache_mode, pass_settings
 from plxsh.groups import Command
 from plxsh.guard import guarded
 from plxsh.params import FILE, SIZE, SNAPSHOT, VDI, WordsArgument
+from plxsh.progress import Progress
 
 _COUNT_EVERY: Final = 256
 
@@ -88,12 +89,14 @@ def run(tool: Tool, args: Sequence[str]) -> int:
 def mkfs(settings: Settings, path: str, extent_bytes: int, extents: int) -> None:
     """Format a file (made if missing, sparse) or a device as a blockstore.
 
-    It has EXTENTS extents of EXTENT_BYTES each, a power of two. What already holds something
-    is refused.
+    It has EXTENTS extents of EXTENT_BYTES each, a power of two. A link is followed. What already
+    holds something is refused.
     """
     from core import mkfs
 
-    mkfs.create(path, extent_bytes, extents, cache=settings.caching)
+    with Progress(settings, "clear") as clearing:
+        looking = clearing.stage("look", "blocks")
+        mkfs.create(path, extent_bytes, extents, False, settings.caching, looking, clearing)
 
 
 @click.command(

@@ -66,19 +66,19 @@ class Progress:
 
     def __call__(self, done: int, total: int | None = None) -> None:
         """Take note of `done` of `total`; `total` is None when nobody knows."""
-        self._tell(self._what, done, total)
+        self._tell(self._what, self._unit, done, total)
 
-    def stage(self, what: str) -> Tell:
+    def stage(self, what: str, unit: str = "") -> Tell:
         """Return a function to call like this object, about a part with a name of its own."""
-        return partial(self._tell, what)
+        return partial(self._tell, what, unit or self._unit)
 
-    def _tell(self, what: str, done: int, total: int | None = None) -> None:
+    def _tell(self, what: str, unit: str, done: int, total: int | None = None) -> None:
         if self._display is None:
             return
         now = time.monotonic()
         if self._stage is None or self._stage.what != what:
             self._end_stage(now)
-            self._stage = _Stage(what, self._unit, now, now + self._display.first)
+            self._stage = _Stage(what, unit, now, now + self._display.first)
         stage = self._stage
         stage.done, stage.total = done, total
         if now >= stage.next:
