@@ -113,6 +113,7 @@ def vdi_create(settings: Settings, name: str, words: str | None) -> None:
     with settings.session() as session:
         snapshot = session.find_snapshot(words) if words else None
         record = session.create(name, 0, snapshot)
+    settings.changed(f"created VDI {record.id} {name!r}")
     click.echo(record.id)
 
 
@@ -130,7 +131,8 @@ def vdi_fill(settings: Settings, vdi: str, source: str) -> None:
     ):
         count = _Counter()
         done = transfer.fill(opened, session, source, None, count)
-        count.end(done)
+    settings.changed(f"filled VDI {opened.id} {opened.name!r}")
+    count.end(done)
 
 
 class _Counter:
@@ -237,6 +239,7 @@ def vdi_snap(settings: Settings, vdi: str) -> None:
     """Take a snapshot of a VDI, open or not, and print its id (BLOCK OFFSET)."""
     with settings.session() as session:
         where = session.snapshot(session.registry.find(vdi))
+    settings.changed(f"took snapshot {where}")
     click.echo(f"{where.block} {where.offset}")
 
 
@@ -253,6 +256,7 @@ def vdi_snap_offline(settings: Settings, vdi: str) -> None:
             raise
         except InUse as error:
             raise InUse(error.message, "vdi_snap takes a snapshot of one that is open") from error
+    settings.changed(f"took snapshot {where}")
     click.echo(f"{where.block} {where.offset}")
 
 

@@ -26,10 +26,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-import click
-
 from core.text import human_size
 from plxsh.context import Settings
+from plxsh.streams import tell
 
 _FIRST_AFTER: Final = 0.3
 _LINE_EVERY: Final = 0.1
@@ -166,9 +165,9 @@ class _Line:
         """Leave the last line of a transfer, and no other."""
         if stage.unit == _BYTES and stage.done:
             self._write(stage, stage.mean(now), "")
-            click.echo(err=True)
+            tell()
         elif self._shown:
-            click.echo(f"\r{'':{self._shown}}\r", nl=False, err=True)
+            tell(f"\r{'':{self._shown}}\r", nl=False)
         self._shown = 0
 
     def break_off(self, stage: _Stage, now: float) -> None:
@@ -191,7 +190,7 @@ class _Line:
         # Spaces instead of an escape code: they work on every terminal.
         text += " " * max(0, self._shown - len(text))
         self._shown = len(text.rstrip())  # before Ctrl-C may come
-        click.echo(f"\r{text}", nl=False, err=True)
+        tell(f"\r{text}", nl=False)
 
 
 class _JsonLines:
@@ -223,7 +222,7 @@ class _JsonLines:
             "bytes_per_second": round(rate) if stage.unit == _BYTES else None,
             "seconds_left": left,
         }
-        click.echo(json.dumps({"progress": told}), err=True)
+        tell(json.dumps({"progress": told}))
 
 
 def _much(stage: _Stage) -> str:

@@ -475,8 +475,10 @@ def _show_check(settings: Settings, report: Report, steps: list[Step], damaged: 
             "lost": [step.text for step in steps if step.loses],
         }
         predicted = {"dry_run": True} if settings.dry_run else {}
+        _note_repair(settings, steps, {"check": result})
         render.data(settings, {**predicted, "check": result})
         return
+    _note_repair(settings, steps, {})
     verb = "would repair" if settings.dry_run else "repaired"
     lines = [
         *(f"{f.severity}: {_place(f.block)}{f.message}" for f in report.findings),
@@ -489,6 +491,12 @@ def _show_check(settings: Settings, report: Report, steps: list[Step], damaged: 
     counts += [f"{human_size(size)} {name}" for name, size in sizes.items()]
     lines.append(f"{', '.join(counts)}: {verdict}")
     render.lines(settings, lines)
+
+
+def _note_repair(settings: Settings, steps: list[Step], result: render.Record) -> None:
+    """Note that the store was changed, if it was."""
+    if steps and not settings.dry_run:
+        settings.changed(f"repaired {settings.store} ({counted(len(steps), 'step')})", result)
 
 
 def _place(block: int | None) -> str:
