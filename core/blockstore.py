@@ -38,6 +38,8 @@ from core.format import (
     MIN_EXTENT,
     SUPERBLOCK_MAGIC,
     VERSION,
+    ZERO_BLOCK,
+    ExtentHeader,
     Superblock,
     check_geometry,
     node_check,
@@ -376,6 +378,15 @@ class Blockstore:
         if not self.sb.holds_payload(block):
             self.refresh()
         return self.sb.holds_payload(block)
+
+    def was_claimed(self, extent: int) -> bool:
+        """Return whether a session has ever had an extent; until then nothing is in it.
+
+        Two blocks are read instead of the bitmap. A header that is damaged says nothing.
+        """
+        raw = self.device.pread(self.sb.extent_start(extent) << BLOCK_SHIFT, 2 * BLOCK)
+        formatted = ExtentHeader.unpack(raw[BLOCK:], self.sb.uuid, extent)
+        return formatted is None or formatted.sequence != 1 or raw[:BLOCK] != ZERO_BLOCK
 
     # -- writing -----------------------------------------------------------------------
 

@@ -154,7 +154,8 @@ def _parts(device: FileDevice) -> Iterator[tuple[int, int]]:
     """Yield (first, end) of what is looked at: all that is there, or a part of a large disk."""
     size = device.size
     if not device.is_disk or size <= 2 * _ENDS + _SAMPLES * _SAMPLE:
-        yield from device.taken(0, size)
+        taken = device.taken(0, size)
+        yield from taken if taken is not None else [(0, size)]
         return
     yield 0, _ENDS
     yield size - _ENDS, size

@@ -113,6 +113,9 @@ class BlockDevice(Protocol):
             NotSupported: there is no way to do that.
         """
 
+    def taken(self, offset: int, length: int) -> Iterator[tuple[int, int]] | None:
+        """Return the (first, end) of the parts of a range that take space, None if unknown."""
+
     def flush(self) -> None:
         """Make all that was written before durable."""
 
@@ -389,14 +392,27 @@ class FileDevice:
                 raise NotSupported(f"space of {self.name} cannot be given back: {error.strerror}")
             raise io_error(error, f"cannot discard {length} bytes of {self.name} at {offset}")
 
-    def taken(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        """Yield (first, end) of the parts of a range that take space, in order; holes do not.
+    def taken(self, offset: int, length: int) -> Iterator[tuple[int, int]] | None:
+        """Return the (first, end) of the parts of a range that take space, in order.
 
-        Bytes that were never written are no data even where space is reserved for them. All of
-        the range is one part if the system does not say, as for a disk .
+        Bytes that were never written take none, even where space is set aside for them.
+
+        Returns:
+            None if the system does not say, as for a disk.
+
+        Raises:
+            IoFailed: it cannot be found out.
         """
-        end = min(offset + length, self.size)
-        at = offset
+        try:
+            os.lseek(self._fd, 0, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+                return None
+            if error.errno != errno.ENXIO:  # there is nothing in it
+                raise io_error(error, f"cannot read {self.name}") from error
+        return self._taken(offset, min(offset + length, self.size))
+
+    def _taken(self, at: int, end: int) -> Iterator[tuple[int, int]]:
         while at < end:
             first = min(self._seek(at, os.SEEK_DATA), end)
             at = min(self._seek(first, os.SEEK_HOLE), end) if first < end else end
@@ -410,8 +426,6 @@ class FileDevice:
         except OSError as error:
             if error.errno == errno.ENXIO:  # there is no more of it
                 return self.size
-            if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
-                return offset if whence == os.SEEK_DATA else self.size
             raise io_error(error, f"cannot read {self.name} at byte {offset}") from error
 
     def clear(self, progress: Progress) -> None:

@@ -64,6 +64,7 @@ ORDER = (
     "batch",
     "vdi",
     "reclaim",
+    "give_back",
     "collection",
     "parts",
     "taking_over",
