@@ -382,11 +382,18 @@ class Blockstore:
     def was_claimed(self, extent: int) -> bool:
         """Return whether a session has ever had an extent; until then nothing is in it.
 
-        Two blocks are read instead of the bitmap. A header that is damaged says nothing.
+        The first change of a header or of a bitmap part goes to a slot that was formatted as
+        zeros. Of the bitmap the two ends are looked at, where data and nodes begin: a crash may
+        have lost the header that was written with them. What is damaged counts as claimed.
         """
-        raw = self.device.pread(self.sb.extent_start(extent) << BLOCK_SHIFT, 2 * BLOCK)
-        formatted = ExtentHeader.unpack(raw[BLOCK:], self.sb.uuid, extent)
-        return formatted is None or formatted.sequence != 1 or raw[:BLOCK] != ZERO_BLOCK
+        sb, slots = self.sb, range(0, 3 * BLOCK, BLOCK)
+        raw = self.device.pread(sb.extent_start(extent) << BLOCK_SHIFT, 3 * BLOCK)
+        last = sb.bitmap_slot(extent, sb.bitmap_blocks - 1, 0) << BLOCK_SHIFT
+        zeros, header, bitmap = (raw[at : at + BLOCK] for at in slots)
+        formatted = ExtentHeader.unpack(header, sb.uuid, extent)
+        if formatted is None or formatted.sequence != 1:
+            return True
+        return any(slot != ZERO_BLOCK for slot in (zeros, bitmap, self.device.pread(last, BLOCK)))
 
     # -- writing -----------------------------------------------------------------------
 

@@ -260,12 +260,12 @@ class Member:
         self.settle()  # what the commit under way has dropped is to be freed once
         return self._store.allocator.sweep(number, garbage)
 
-    def finish(self, token: int, give_back: bool) -> Iterator[int]:
+    def finish(self, token: int, give_back: bool, reached: BlockSet | None = None) -> Iterator[int]:
         """End the part in a collection, step by step, each of them short.
 
         The first step makes bitmaps durable. If `give_back`, each of the others returns some
         blocks to the host that are free at that very moment: in between, this session may
-        write as it likes.
+        write as it likes. `reached` is as for `GiveBack.extent`.
 
         Yields:
             How many blocks went back.
@@ -283,7 +283,7 @@ class Member:
         if give_back:
             allocator = self._store.allocator
             for number in [*allocator.claimed, *allocator.aside]:
-                yield from self.giving.extent(number)
+                yield from self.giving.extent(number, reached)
 
     def _refuse(self, token: int) -> None:
         if not self.token or token != self.token:
@@ -664,12 +664,13 @@ class Collection(Sealing):
 
     def _giving_back(self) -> Iterator[int]:
         """Give back what is free in extents of this session, of others, and of nobody."""
-        yield from self._member.finish(self._gc.token, True)
+        reached = self._garbage.reached
+        yield from self._member.finish(self._gc.token, True, reached)
         for name in list(self._sealed):
             yield self._ask_to_finish(name, True)
         for number in self._idle():
             if self._member.giving.is_due(number) and self._store.allocator.borrow(number):
-                yield from self._member.giving.extent(number)
+                yield from self._member.giving.extent(number, reached)
                 self._return()
 
 

@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Final
 
+from core.blockset import BlockSet
 from core.blockstore import Blockstore
 from core.extent import Run, read_bitmap
 from core.format import BITMAP_BITS, BLOCK, BLOCK_SHIFT
@@ -48,12 +49,17 @@ class GiveBack:
             for part in read_bitmap(store.device, store.sb, number)
         )
 
-    def extent(self, number: int) -> Iterator[int]:
+    def extent(self, number: int, reached: BlockSet | None = None) -> Iterator[int]:
         """Return the free blocks of an extent of this session to the host, some at a time.
 
         What is free is looked up anew for each step. Such a block is reached by no record on
         disk, for it was freed after the commit that dropped it was durable; so it may go,
         whatever its bit on disk says.
+
+        Args:
+            number: the extent.
+            reached: blocks that stay all the same, where somebody has found out: a bitmap that
+                is wrong then costs nothing.
 
         Yields:
             How many blocks went back.
@@ -63,7 +69,7 @@ class GiveBack:
         """
         taken = self._taken(number)
         if taken is not None:
-            yield from self._steps(number, list(taken))
+            yield from self._steps(number, list(taken), reached)
             return
         sb = self._store.sb
         for index in range(sb.bitmap_blocks):
@@ -72,7 +78,7 @@ class GiveBack:
                 continue
             first = sb.extent_start(number) + index * BITMAP_BITS
             end = min(first + BITMAP_BITS, sb.extent_start(number + 1))
-            yield from self._steps(number, [(first, end)])
+            yield from self._steps(number, [(first, end)], reached)
             if before and self._sequence(number, index) == before:
                 self._done[number, index] = before
 
@@ -90,16 +96,16 @@ class GiveBack:
             return None
         return ((low >> BLOCK_SHIFT, -(-high // BLOCK)) for low, high in taken)
 
-    def _steps(self, number: int, runs: list[Run]) -> Iterator[int]:
+    def _steps(self, number: int, runs: list[Run], reached: BlockSet | None) -> Iterator[int]:
         """Give back what is free of some runs (from, up to) of an extent; as `extent`."""
         for batch in _batches(runs):
             done = 0
             free = self._store.allocator.free_runs(number)
             for low, high in batch:
                 for first, end in _common(free, low, high):
-                    at, length = first << BLOCK_SHIFT, (end - first) << BLOCK_SHIFT
-                    self._store.device.discard(at, length)
-                    done += end - first
+                    for at, to in _without(reached, first, end):
+                        self._store.device.discard(at << BLOCK_SHIFT, (to - at) << BLOCK_SHIFT)
+                        done += to - at
             yield done
 
 
@@ -129,3 +135,14 @@ def _common(free: list[list[int]], low: int, high: int) -> Iterator[Run]:
         if first < end:
             yield first, end
         at += 1
+
+
+def _without(reached: BlockSet | None, first: int, end: int) -> Iterator[Run]:
+    """Yield the runs (from, up to) between `first` and `end` that are not in a set."""
+    if reached is None:
+        yield first, end
+        return
+    for low, count in reached.gaps(first & -8, (end + 7) & -8):
+        at, to = max(low, first), min(low + count, end)
+        if at < to:
+            yield at, to

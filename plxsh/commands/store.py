@@ -262,7 +262,10 @@ def gc(settings: Settings, keep_deleted: bool) -> None:
     counted for each deleted VDI if only that VDI used it; the rest was used by several of
     them, by deleted snapshots, or was left behind by a crash.
 
-    All free space goes back to the host: as holes in a file, by discarding it on a device.
+    Free space that takes room goes back to the host: as holes in a file, by discarding it on a
+    device. A device does not say what takes room: there it is all that is free where there was
+    ever something, once for each process that has the store open.
+
     Works while a tap serves the store, and beside other sessions: each frees what is garbage in
     its part of the store. One that does not answer keeps its part as it is. A store that is
     full frees what it can by itself, as long as only one session uses it.

@@ -6,15 +6,18 @@ import gc
 import os
 import random
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from support.memory import RecordingDevice
-from support.stores import live, noise, poke, small_store
+from support.memory import MemoryDevice, RecordingDevice
+from support.stores import live, memory_store, noise, poke, small_store
 
+from core.blockstore import Blockstore
 from core.check import check_store
 from core.errors import Corrupt, InUse, NotSupported
 from core.format import BLOCK, BLOCK_MASK, DELETED, VdiRecord
+from core.lock_master import LockMaster
 from core.radix import RadixMap
 from core.reclaim import KEEP_DELETED, Account
 from core.session import Session
@@ -435,6 +438,136 @@ def test_no_block_that_is_reached_is_given_back(
     assert not gone & kept
     assert taken - kept <= gone
     assert taking_space(session) == taken & kept
+
+
+class Counting(MemoryDevice):
+    """A disk that counts what is read of it and given back."""
+
+    read = discarded = 0
+
+    def pread(self, offset: int, length: int) -> bytes:
+        self.read += length
+        return super().pread(offset, length)
+
+    def discard(self, offset: int, length: int) -> None:
+        self.discarded += length
+        super().discard(offset, length)
+
+
+def collected(session: Session) -> int:
+    """Collect and give back; return the blocks given back."""
+    with closing(session.plan_collection()) as plan:
+        session.collect(plan)
+        return plan.give_back()
+
+
+def test_a_disk_gives_back_what_was_ever_used_and_once_a_session() -> None:
+    extent, extents = 4096, 200
+    device = Counting(extent * extents * BLOCK)
+    session = Session(memory_store(extent, extents, device), LockMaster())
+    sb = session.store.sb
+    made(session, "stays", 20)
+    made(session, "goes", 20)
+    delete(session, "goes")
+    device.read = 0
+    assert collected(session) == device.discarded // BLOCK == extent - sb.overhead - 21
+    looked_at = (sb.extents - 1) * 4 * BLOCK
+    assert device.read < 3 * looked_at + (1 << 20)  # sealing, giving back, and finding room
+    assert collected(session) == 0
+    made(session, "more", 10)
+    assert collected(session) == extent - sb.overhead - 21 - 11
+    assert collected(session) == 0
+    session.close()
+    again = Session(Blockstore(device, LockMaster()), LockMaster())
+    assert collected(again) == extent - sb.overhead - 21 - 11
+    assert collected(again) == 0
+
+
+def test_what_was_used_again_while_space_went_back_goes_the_next_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = Counting(4096 * 6 * BLOCK)
+    session = Session(memory_store(4096, 6, device), LockMaster())
+    made(session, "goes", 20)
+    delete(session, "goes")
+    real = device.discard
+
+    def discard(offset: int, length: int) -> None:
+        real(offset, length)
+        monkeypatch.undo()
+        made(session, "meanwhile", 5)
+
+    monkeypatch.setattr(device, "discard", discard)
+    assert collected(session)
+    delete(session, "meanwhile")
+    session.collect()
+    first = min(run[0] for run in session.store.allocator.free_runs(1))
+    assert first in device.pages  # of the VDI that was deleted
+    assert collected(session)
+    assert first not in device.pages
+
+
+def test_a_file_gives_back_all_that_takes_space_for_nothing(tmp_path: Path) -> None:
+    path = small_store(tmp_path, 4096)
+    with Session.open(path) as session:
+        made(session, "stays", 20)
+        made(session, "goes", 20)
+        delete(session, "goes")
+    Path(path).write_bytes(Path(path).read_bytes())  # no holes any more
+    with Session.open(path) as session:
+        assert collected(session) == 5 * (4096 - session.store.sb.overhead) - 21
+        assert len(taking_space(session)) == 21
+        assert collected(session) == 0
+        assert not check_store(session.store).damaged
+
+
+def test_a_collection_is_in_proportion_to_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = small_store(tmp_path, 4096, 1000)  # 16 GiB
+    with Session.open(path) as session:
+        made(session, "stays", 20)
+    read: list[int] = []
+    with Session.open(path) as session:
+        device = session.store.device
+        real = device.pread
+
+        def pread(offset: int, length: int) -> bytes:
+            read.append(length)
+            return real(offset, length)
+
+        def discard(offset: int, length: int) -> None:
+            pytest.fail(f"{length} bytes at {offset} were given back")
+
+        monkeypatch.setattr(device, "pread", pread)
+        monkeypatch.setattr(device, "discard", discard)
+        assert collected(session) == 0
+        assert sum(read) < 1000 * 5 * BLOCK + (1 << 20)
+
+
+def test_leaks_in_an_extent_whose_claim_was_lost_are_found() -> None:
+    """A crash may lose the header and keep the bitmap that was written with it."""
+    device = MemoryDevice(64 * 6 * BLOCK)
+    session = Session(memory_store(64, 6, device), LockMaster())
+    formatted = dict(device.pages)
+    made(session, "disk", 20)
+    session.close()
+    start = session.store.sb.extent_start(1)
+    device.pages = {**formatted, **{n: device.pages[n] for n in range(start + 2, start + 4)}}
+    session = Session(Blockstore(device, LockMaster()), LockMaster())
+    assert (session.collect(), session.collect()) == (21, 0)
+
+
+def test_a_bitmap_that_is_wrong_costs_nothing(path: str) -> None:
+    with Session.open(path) as session:
+        record = made(session, "disk", 20)
+    with Session.open(path) as session:
+        blocks = sorted(reached(session, record))
+        session.store.allocator.borrow(1)
+        session.store.allocator.release(blocks[3:9])  # free, it says
+        before = session.live_image(record).read(0, 1 << 20)
+        assert collected(session) == 0
+        assert session.live_image(record).read(0, 1 << 20) == before
 
 
 def test_a_snapshot_that_is_read_stays_until_that_ends(session: Session) -> None:
