@@ -193,8 +193,8 @@ class Extent:
         return bool(self._changed)
 
     def part_sequence(self, index: int) -> int:
-        """Return the sequence number of a bitmap part; 0 if what is on disk is behind."""
-        return 0 if index in self._changed else self._sequences[index]
+        """Return the sequence number of a bitmap part; 0 if that is not durable."""
+        return 0 if index in self._changed | self._unsettled else self._sequences[index]
 
     def changes(self) -> Iterator[BitmapBlock]:
         """Yield each bitmap part that changed, with its next sequence number.
@@ -527,7 +527,7 @@ class Allocator:
         return extent.free_runs() if extent else []
 
     def part_sequence(self, number: int, index: int) -> int:
-        """Return the number of a part of the bitmap of an extent; 0 if it has changed since."""
+        """Return the number of a part of the bitmap of an extent; 0 if that is not durable."""
         extent = self._extents.get(number) or self._aside.get(number)
         return extent.part_sequence(index) if extent else 0
 

@@ -73,18 +73,14 @@ class GiveBack:
             return
         sb = self._store.sb
         for index in range(sb.bitmap_blocks):
-            before = self._sequence(number, index)
+            before = self._store.allocator.part_sequence(number, index)
             if before == self._done.get((number, index), _FORMATTED):
                 continue
             first = sb.extent_start(number) + index * BITMAP_BITS
             end = min(first + BITMAP_BITS, sb.extent_start(number + 1))
             yield from self._steps(number, [(first, end)], reached)
-            if before and self._sequence(number, index) == before:
+            if before:  # whatever is written there from now on makes it another number
                 self._done[number, index] = before
-
-    def _sequence(self, number: int, index: int) -> int:
-        """Return the number of a part of a bitmap; 0 if it has changed since that was written."""
-        return self._store.allocator.part_sequence(number, index)
 
     def _taken(self, number: int) -> Iterator[Run] | None:
         """Return the runs (from, up to) of blocks that take space, None if nobody knows."""

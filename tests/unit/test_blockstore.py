@@ -29,6 +29,7 @@ from core.extent import read_bitmap, read_header
 from core.format import BLOCK, Superblock, node_check, pack_entry
 from core.lock_master import LockMaster
 from core.mkfs import create, grow, rehearse
+from plxsh.overview import used_blocks
 
 SIZE = EXTENT * BLOCK
 
@@ -274,6 +275,28 @@ def test_a_store_in_use_is_not_formatted(path: str) -> None:
         create(path, SIZE, 6, force=True)
     store.close()
     assert Path(path).read_bytes() == before
+
+
+def test_what_a_store_looks_at_does_not_grow_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "store")
+    create(path, 1 << 30, 100)
+    read: list[int] = []
+    preadv = FileDevice.preadv
+
+    def counted(device: FileDevice, offset: int, buffers: Sequence[bytearray]) -> None:
+        read.append(sum(map(len, buffers)))
+        preadv(device, offset, buffers)
+
+    monkeypatch.setattr(FileDevice, "preadv", counted)
+    store = Blockstore.open(path)
+    opening = sum(read)
+    assert opening <= 2 * BLOCK
+    used = [used_blocks(store, extent) for extent in range(1, 100)]
+    assert set(used) == {store.sb.overhead}
+    assert sum(read) - opening == 99 * 4 * BLOCK  # the bitmap of one takes 18
+    store.close()
 
 
 # -- opening ---------------------------------------------------------------------------
