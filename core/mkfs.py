@@ -21,7 +21,7 @@ from core.text import uuid_text
 def format_device(device: BlockDevice, extent_size: int, extents: int) -> Superblock:
     """Write an empty store to a device that reads as zeros; the superblock comes last.
 
-    One that could not be finished leaves zeros behind, as far as they can be written.
+    If there is no room for it, or the user ends it, what was written becomes zeros again.
 
     Args:
         device: writable, at least as large as the store.
@@ -35,15 +35,15 @@ def format_device(device: BlockDevice, extent_size: int, extents: int) -> Superb
     sb = Superblock(
         uuid.uuid4().bytes, extent_size >> BLOCK_SHIFT, extents, created_ns=time.time_ns()
     )
-    written = [(0, 1), (sb.copy_block, 1)]
+    written: list[Run] = []
     try:
         written += (_write_pristine(device, sb, extent) for extent in range(1, extents))
-        write_superblock(device, sb)
     except BaseException:
         with suppress(ParallaxError):
             for first, count in written:
                 device.pwritev(first << BLOCK_SHIFT, [bytes(count << BLOCK_SHIFT)])
         raise
+    write_superblock(device, sb)
     return sb
 
 

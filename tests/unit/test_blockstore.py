@@ -204,22 +204,24 @@ def test_space_that_was_set_aside_for_a_store_stays_set_aside(tmp_path: Path) ->
     assert path.stat().st_blocks * 512 >= 6 * SIZE
 
 
+@pytest.mark.parametrize("error", [NoSpace("full"), KeyboardInterrupt()])
 def test_a_store_that_could_not_be_finished_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     path = tmp_path / "store"
     path.write_bytes(bytes(SIZE))
     write = FileDevice.pwritev
 
     def fails(device: FileDevice, offset: int, buffers: Sequence[Buffer]) -> None:
+        if offset >= 4 * SIZE:
+            raise error
         write(device, offset, buffers)
-        if offset == 0 and any(buffers[0]):
-            raise IoFailed("broken")
 
     with monkeypatch.context() as patch:
         patch.setattr(FileDevice, "pwritev", fails)
-        with pytest.raises(IoFailed, match="broken"):
+        with pytest.raises(type(error)):
             create(str(path), SIZE, 6)
+    assert not any(path.read_bytes())
     create(str(path), SIZE, 6)
 
 
