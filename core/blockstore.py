@@ -408,6 +408,20 @@ class Blockstore:
             self.refresh()
         return self.sb.holds_payload(block)
 
+    def was_claimed(self, extent: int) -> bool:
+        """Return whether a session has ever had an extent; until then nothing is in it.
+
+        Until then header and bitmap are as they were formatted. Of the bitmap the two ends are
+        looked at, where data and nodes begin: a crash may have lost the header that was written
+        with them. What is damaged counts as claimed.
+        """
+        from core.extent_disk import bitmap_pair, header_pair  # numpy: only who collects pays
+
+        device, sb = self.device, self.sb
+        ends = (bitmap_pair(device, sb, extent, index) for index in {0, sb.bitmap_blocks - 1})
+        formatted = header_pair(device, sb, extent).as_formatted
+        return not (formatted and all(pair.as_formatted for pair in ends))
+
     # -- writing -----------------------------------------------------------------------
 
     def enroll(self) -> None:

@@ -94,7 +94,8 @@ from numpy.typing import NDArray
 from core.blockset import BlockSet
 from core.blockstore import Blockstore
 from core.errors import Corrupt, InUse, NoSpace, ParallaxError
-from core.format import BLOCK_SHIFT, VdiRecord
+from core.format import VdiRecord
+from core.give_back import GiveBack
 from core.lock_messages import Holding
 from core.locks import Grant, Locks
 from core.progress import Progress, silent
@@ -106,10 +107,6 @@ from core.remote import Argument, ask
 Bits = NDArray[np.uint8]
 """Bit *i* of byte *j* is block 8 *j* + *i* of an extent."""
 
-_STEP: Final = 1 << 14
-"""Blocks given back at once: few enough for a server to do it between two requests."""
-_RUNS: Final = 256
-"""Runs of blocks given back at once."""
 _ROUNDS: Final = 5
 """How often marking begins again, or sessions that came meanwhile are asked to seal."""
 _REGISTRY_WAIT: Final = 30.0
@@ -159,6 +156,7 @@ class Member:
     Attributes:
         token: the collection that this session is sealed for, 0 when it is not.
         collection: the one that this session runs itself.
+        giving: gives free space back to the host.
     """
 
     def __init__(
@@ -176,6 +174,7 @@ class Member:
         self._leaving: dict[int, Leaving] = {}
         self.token = 0
         self.collection: Sealing | None = None
+        self.giving = GiveBack(store)
 
     def seal(self, token: int) -> None:
         """Begin to take part: copy the bitmaps. Then commit everything and call `sealed`.
@@ -261,12 +260,12 @@ class Member:
         self.settle()  # what the commit under way has dropped is to be freed once
         return self._store.allocator.sweep(number, garbage)
 
-    def finish(self, token: int, give_back: bool) -> Iterator[int]:
+    def finish(self, token: int, give_back: bool, reached: BlockSet | None = None) -> Iterator[int]:
         """End the part in a collection, step by step, each of them short.
 
         The first step makes bitmaps durable. If `give_back`, each of the others returns some
         blocks to the host that are free at that very moment: in between, this session may
-        write as it likes.
+        write as it likes. `reached` is as for `GiveBack.extent`.
 
         Yields:
             How many blocks went back.
@@ -284,7 +283,7 @@ class Member:
         if give_back:
             allocator = self._store.allocator
             for number in [*allocator.claimed, *allocator.aside]:
-                yield from punch(self._store, number)
+                yield from self.giving.extent(number, reached)
 
     def _refuse(self, token: int) -> None:
         if not self.token or token != self.token:
@@ -405,8 +404,14 @@ class Sealing:
     def _borrow(self) -> None:
         """Borrow the extents that nobody has, if there is anything in them."""
         for number in self._idle():
-            if self._store.allocator.allocated(number).any():
-                self._store.allocator.borrow(number)
+            allocator = self._store.allocator
+            try:
+                used = self._store.was_claimed(number) and allocator.allocated(number).any()
+            except Corrupt as error:  # the others are collected all the same
+                allocator.finder.unusable[number] = error
+                continue
+            if used:
+                allocator.borrow(number)
 
     def _idle(self) -> list[int]:
         """Return the extents that nobody has."""
@@ -640,10 +645,11 @@ class Collection(Sealing):
         """Return free space of the store to the host, after `run`; this ends the collection.
 
         Args:
-            progress: told about blocks given back, of those that nothing reached.
+            progress: told about blocks given back; nobody knows before how many there are.
 
         Returns:
-            How many blocks that was, whether or not the host had space for them.
+            How many blocks that was. On a disk, which does not say what takes space, they
+            may have been given back before by another session.
 
         Raises:
             NotSupported: the device or the file system has no way to take it.
@@ -651,26 +657,25 @@ class Collection(Sealing):
             NoSpace, IoFailed: the bitmaps could not be written; nothing is given back.
         """
         self._refuse(not self._swept or not self._is_on())
-        sb = self._store.sb
-        total = (sb.extents - 1) * (sb.extent_blocks - sb.overhead) - len(self._garbage.reached)
         done = 0
         try:
             for blocks in self._giving_back():
                 done += blocks
                 self._attend()
-                progress(min(done, total), total)
+                progress(done, None)
         finally:
             self.close()
         return done
 
     def _giving_back(self) -> Iterator[int]:
         """Give back what is free in extents of this session, of others, and of nobody."""
-        yield from self._member.finish(self._gc.token, True)
+        reached = self._garbage.reached
+        yield from self._member.finish(self._gc.token, True, reached)
         for name in list(self._sealed):
             yield self._ask_to_finish(name, True)
         for number in self._idle():
-            if self._store.allocator.borrow(number):
-                yield from punch(self._store, number)
+            if self._member.giving.is_due(number) and self._store.allocator.borrow(number):
+                yield from self._member.giving.extent(number, reached)
                 self._return()
 
 
@@ -713,36 +718,3 @@ def give_back_extents(store: Blockstore, numbers: Sequence[int]) -> None:
             allocator.take_back(number)
         raise
     allocator.give_back(numbers)
-
-
-def punch(store: Blockstore, number: int) -> Iterator[int]:
-    """Return the free blocks of an extent of this session to the host, some at a time.
-
-    What is free is looked up anew for each step. Such a block is reached by no record on disk,
-    for it was freed after the commit that dropped it was durable; so it may go, whatever its
-    bit on disk says.
-
-    Yields:
-        How many blocks went back.
-
-    Raises:
-        NotSupported: the device has no way to take them.
-    """
-    at = store.sb.extent_start(number)
-    while True:
-        pieces, room = [], _STEP
-        for first, end in store.allocator.free_runs(number):
-            start = max(first, at)
-            if start >= end:
-                continue
-            count = min(end - start, room)
-            pieces.append((start, count))
-            room -= count
-            if not room or len(pieces) == _RUNS:
-                break
-        if not pieces:
-            return
-        for start, count in pieces:
-            store.device.discard(start << BLOCK_SHIFT, count << BLOCK_SHIFT)
-            at = start + count
-        yield _STEP - room

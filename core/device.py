@@ -16,6 +16,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Literal, Protocol
 
+from core import disk
 from core.errors import (
     BadRequest,
     InUse,
@@ -27,6 +28,7 @@ from core.errors import (
     ReadOnly,
     WouldBlock,
 )
+from core.progress import Progress
 from core.text import shortened
 
 Buffer = bytes | bytearray | memoryview
@@ -48,6 +50,9 @@ _COMMAND_SHOWN: Final = 40
 _KEEP_SIZE: Final = 1
 _PUNCH_HOLE: Final = 2
 _libc = ctypes.CDLL(None, use_errno=True)
+
+_CLEARED: Final = 128 << 20
+"""Bytes of a disk that are made zeros at a time: seconds where each of them is written."""
 
 _FLOCKS: Final = {
     "shared": fcntl.LOCK_SH,
@@ -108,6 +113,9 @@ class BlockDevice(Protocol):
             NotSupported: there is no way to do that.
         """
 
+    def taken(self, offset: int, length: int) -> Iterator[tuple[int, int]] | None:
+        """Return the (first, end) of the parts of a range that take space, None if unknown."""
+
     def flush(self) -> None:
         """Make all that was written before durable."""
 
@@ -150,7 +158,7 @@ def io_error(error: OSError, what: str) -> ParallaxError:
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpace(f"{what}: {reason}", "free space on the file system that holds it")
-    if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV, errno.ENOTDIR):
+    if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV, errno.ENOTDIR, errno.ELOOP):
         return NotFound(f"{what}: {reason}", "check the path")
     if error.errno == errno.EROFS:
         return ReadOnly(
@@ -202,6 +210,9 @@ class FileDevice:
     lock before it looks for the others, so two that come at once may both be refused, but
     both are never admitted.
 
+    A disk that the system itself uses (mounted, swapped to, a part of LVM or md) is not opened
+    for writing, and as long as a process has it exclusively the system does not begin to.
+
     Args:
         path: the file or device.
         writable: open it for writing.
@@ -210,9 +221,11 @@ class FileDevice:
     Raises:
         NotFound: there is no such file.
         ReadOnly: it cannot be opened that way.
-        InUse: another process holds a conflicting lock; the message names it.
+        InUse: another process holds a conflicting lock, or the system uses the disk; the
+            message says who.
 
     Attributes:
+        is_disk: it is a block device.
         guard: called right before each system call that changes the file; raises if it may
             not be made. A write of many pieces asks before each of them.
     """
@@ -225,15 +238,25 @@ class FileDevice:
         self.writable = writable
         flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
         try:
+            if writable and _FLOCKS.get(lock) == fcntl.LOCK_EX and _is_disk(os.stat(path)):
+                flags |= os.O_EXCL  # others of ours may have it open too, the system may not
             self._fd = self._open(path, flags)
         except OSError as error:
+            if error.errno in (errno.EBUSY, errno.ETXTBSY):
+                raise _busy(path) from error
             raise io_error(error, f"cannot open {path}") from error
         self._nowait = os.RWF_NOWAIT
         self._scratch = memoryview(bytearray(_SCRATCH))
         try:
-            mode = os.fstat(self._fd).st_mode
-            if not is_storage(mode):
+            status = os.fstat(self._fd)
+            if not is_storage(status.st_mode):
                 raise BadRequest(f"{path} is no file and no block device", "name one that is")
+            self.is_disk = _is_disk(status)
+            shared = writable and not flags & os.O_EXCL
+            if shared and self.is_disk and disk.user_of(status.st_rdev):
+                raise _busy(path)
+            if writable and self.is_disk and disk.is_read_only(self._fd):
+                raise ReadOnly(f"{path} is a read-only device", "name one that can be written")
             if lock != "none":
                 self._lock(lock)
             self.size = os.lseek(self._fd, 0, os.SEEK_END)
@@ -374,6 +397,66 @@ class FileDevice:
                 raise NotSupported(f"space of {self.name} cannot be given back: {error.strerror}")
             raise io_error(error, f"cannot discard {length} bytes of {self.name} at {offset}")
 
+    def taken(self, offset: int, length: int) -> Iterator[tuple[int, int]] | None:
+        """Return the (first, end) of the parts of a range that take space, in order.
+
+        Bytes that were never written take none, even where space is set aside for them.
+
+        Returns:
+            None if the system does not say, as for a disk.
+
+        Raises:
+            IoFailed: it cannot be found out.
+        """
+        try:
+            os.lseek(self._fd, 0, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+                return None
+            if error.errno != errno.ENXIO:  # there is nothing in it
+                raise io_error(error, f"cannot read {self.name}") from error
+        return self._taken(offset, min(offset + length, self.size))
+
+    def _taken(self, at: int, end: int) -> Iterator[tuple[int, int]]:
+        while at < end:
+            first = min(self._seek(at, os.SEEK_DATA), end)
+            at = min(self._seek(first, os.SEEK_HOLE), end) if first < end else end
+            if first < at:
+                yield first, at
+
+    def _seek(self, offset: int, whence: int) -> int:
+        """Return where the next data or the next hole begins."""
+        try:
+            return os.lseek(self._fd, offset, whence)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # there is no more of it
+                return self.size
+            raise io_error(error, f"cannot read {self.name} at byte {offset}") from error
+
+    def clear(self, progress: Progress) -> None:
+        """Make all of it read as zeros; a disk without a quick way has each byte written.
+
+        Args:
+            progress: told about bytes.
+
+        Raises:
+            IoFailed, NoSpace: any part may be zeros by now.
+        """
+        try:
+            if not self.is_disk:
+                os.truncate(self._fd, 0)
+                os.truncate(self._fd, self.size)
+            for start in range(0, self.size if self.is_disk else 0, _CLEARED):
+                progress(start, self.size)
+                length = min(_CLEARED, self.size - start)
+                try:
+                    self.discard(start, length)
+                except NotSupported:
+                    disk.write_zeros(self._fd, start, length)
+        except OSError as error:
+            raise io_error(error, f"cannot clear {self.name}") from error
+        progress(self.size, self.size)
+
     def flush(self) -> None:
         """Wait until everything written so far is on stable storage (`fdatasync`).
 
@@ -393,12 +476,8 @@ class FileDevice:
         self.size = os.lseek(self._fd, 0, os.SEEK_END)  # another session may have grown it
         if size <= self.size:
             return
+        self.check_room(size)
         try:
-            if stat.S_ISBLK(os.fstat(self._fd).st_mode):
-                raise NoSpace(
-                    f"{self.name} has {self.size} bytes, the store needs {size}",
-                    "take fewer or smaller extents",
-                )
             if self.guard is not None:
                 self.guard()
             os.truncate(self._fd, size)
@@ -406,11 +485,32 @@ class FileDevice:
             raise io_error(error, f"cannot make {self.name} {size} bytes long") from error
         self.size = size
 
+    def check_room(self, size: int) -> None:
+        """Raise NoSpace if a store of `size` bytes cannot be here: a disk does not grow."""
+        if self.is_disk and self.size < size:
+            raise NoSpace(
+                f"{self.name} has {self.size} bytes, the store needs {size}",
+                "take fewer or smaller extents",
+            )
+
     def close(self) -> None:
         """Close the file, which releases its lock; a second call does nothing."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _is_disk(status: os.stat_result) -> bool:
+    return stat.S_ISBLK(status.st_mode)
+
+
+def _busy(path: str) -> InUse:
+    """Return the error for what cannot be had for writing, with who has it."""
+    who = lock_holder(path)
+    if who:
+        return InUse(f"{path} is in use by {who}", "stop it, or wait until it is done")
+    use = disk.user_of(os.stat(path).st_rdev) or "another program or the system has it"
+    return InUse(f"{path} is in use: {use}", "end that first, or name another device")
 
 
 def _nothing() -> None:

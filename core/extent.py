@@ -198,6 +198,10 @@ class Extent:
         """Whether the bitmap on disk is behind."""
         return bool(self._changed)
 
+    def part_sequence(self, index: int) -> int:
+        """Return the sequence number of a bitmap part; 0 if that is not durable."""
+        return 0 if index in self._changed | self._unsettled else self._sequences[index]
+
     def changes(self) -> Iterator[BitmapBlock]:
         """Yield each bitmap part that changed, with its next sequence number.
 
@@ -539,6 +543,11 @@ class Allocator:
         """Return the runs (from, up to) of free blocks of an extent of this session."""
         extent = self._extents.get(number) or self._aside.get(number)
         return extent.free_runs() if extent else []
+
+    def part_sequence(self, number: int, index: int) -> int:
+        """Return the number of a part of the bitmap of an extent; 0 if that is not durable."""
+        extent = self._extents.get(number) or self._aside.get(number)
+        return extent.part_sequence(index) if extent else 0
 
     # -- giving back -------------------------------------------------------------------
 

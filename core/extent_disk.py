@@ -29,10 +29,6 @@ _REPAIR: Final = "run 'plxsh store check --repair'"
 def header_pair(device: BlockDevice, sb: Superblock, extent: int) -> Pair[ExtentHeader]:
     """Return both slots of the header of an extent."""
     raw = device.pread(sb.extent_start(extent) << BLOCK_SHIFT, 2 * BLOCK)
-    return _header_pair(sb, extent, raw)
-
-
-def _header_pair(sb: Superblock, extent: int, raw: bytes) -> Pair[ExtentHeader]:
     unpack = partial(ExtentHeader.unpack, store=sb.uuid, extent=extent)
     return Pair.read(EXTENT_SLOT, raw, unpack)
 
@@ -41,12 +37,19 @@ def bitmap_pairs(device: BlockDevice, sb: Superblock, extent: int) -> list[Pair[
     """Return both slots of each part of the bitmap of an extent."""
     first = sb.bitmap_slot(extent, 0, 0)
     raw = device.pread(first << BLOCK_SHIFT, 2 * sb.bitmap_blocks * BLOCK)
-    pairs = []
-    for index in range(sb.bitmap_blocks):
-        unpack = partial(BitmapBlock.unpack, store=sb.uuid, extent=extent, index=index)
-        part = raw[2 * index * BLOCK : 2 * (index + 1) * BLOCK]
-        pairs.append(Pair.read(BITMAP_SLOT, part, unpack))
-    return pairs
+    parts = (raw[at : at + 2 * BLOCK] for at in range(0, len(raw), 2 * BLOCK))
+    return [_bitmap_pair(sb, extent, index, part) for index, part in enumerate(parts)]
+
+
+def bitmap_pair(device: BlockDevice, sb: Superblock, extent: int, index: int) -> Pair[BitmapBlock]:
+    """Return both slots of one part of the bitmap of an extent."""
+    first = sb.bitmap_slot(extent, index, 0)
+    return _bitmap_pair(sb, extent, index, device.pread(first << BLOCK_SHIFT, 2 * BLOCK))
+
+
+def _bitmap_pair(sb: Superblock, extent: int, index: int, raw: bytes) -> Pair[BitmapBlock]:
+    unpack = partial(BitmapBlock.unpack, store=sb.uuid, extent=extent, index=index)
+    return Pair.read(BITMAP_SLOT, raw, unpack)
 
 
 def read_bitmap(

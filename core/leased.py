@@ -34,6 +34,7 @@ class LeasedDevice:
         self.pread = device.pread
         self.preadv = device.preadv
         self.fetch = device.fetch
+        self.taken = device.taken
         self.flush = device.flush
         self.close = device.close
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from typing import Final
+from collections.abc import Iterator
+from contextlib import closing, suppress
 
+from core import contents
 from core.blockstore import Blockstore
 from core.device import BlockDevice, Cache, FileDevice, io_error, sync_folder
 from core.direct import open_device
-from core.errors import BadRequest, InUse
-from core.extent import pristine
+from core.errors import BadRequest, InUse, NotFound, ParallaxError, ReadOnly
+from core.extent import Run, pristine
 from core.format import (
     BLOCK,
     BLOCK_SHIFT,
     INCOMPAT_STAMPS,
-    SUPERBLOCK_MAGIC,
     SessionList,
     Superblock,
     check_geometry,
@@ -25,11 +26,11 @@ from core.progress import Progress, silent
 from core.slots import twin_of
 from core.text import uuid_text
 
-_DISCARD: Final = 1 << 30
-
 
 def format_device(device: BlockDevice, extent_size: int, extents: int) -> Superblock:
     """Write an empty store to a device that reads as zeros; the superblock comes last.
+
+    If there is no room for it, or the user ends it, what was written becomes zeros again.
 
     Args:
         device: writable, at least as large as the store.
@@ -47,15 +48,34 @@ def format_device(device: BlockDevice, extent_size: int, extents: int) -> Superb
         incompat=INCOMPAT_STAMPS,
         created_ns=time.time_ns(),
     )
-    for extent in range(1, extents):
-        writes = pristine(sb, extent)
-        device.pwritev(writes[0][0] << BLOCK_SHIFT, [data for _, data in writes])
-    nobody = SessionList()
-    for listed in (nobody, twin_of(nobody)):
-        at = sb.sessions_slot(listed.sequence % 2) << BLOCK_SHIFT
-        device.pwritev(at, [listed.pack(sb.uuid)])
+    written: list[Run] = []
+    try:
+        written += (_write_pristine(device, sb, extent) for extent in range(1, extents))
+        written += _write_nobody(device, sb)
+    except BaseException:
+        with suppress(ParallaxError):
+            for first, count in written:
+                device.pwritev(first << BLOCK_SHIFT, [bytes(count << BLOCK_SHIFT)])
+        raise
     write_superblock(device, sb)
     return sb
+
+
+def _write_pristine(device: BlockDevice, sb: Superblock, extent: int) -> Run:
+    """Write an empty extent; return which blocks that were."""
+    writes = pristine(sb, extent)
+    first = writes[0][0]
+    device.pwritev(first << BLOCK_SHIFT, [data for _, data in writes])
+    return first, len(writes)
+
+
+def _write_nobody(device: BlockDevice, sb: Superblock) -> Iterator[Run]:
+    """Write a list of sessions on which there is nobody; yield which blocks that were."""
+    nobody = SessionList()
+    for listed in (nobody, twin_of(nobody)):
+        block = sb.sessions_slot(listed.sequence % 2)
+        device.pwritev(block << BLOCK_SHIFT, [listed.pack(sb.uuid)])
+        yield block, 1
 
 
 def write_superblock(device: BlockDevice, sb: Superblock) -> None:
@@ -73,89 +93,113 @@ def create(
     extent_size: int,
     extents: int,
     force: bool = False,
-    progress: Progress = silent,
     cache: Cache = "host",
+    looking: Progress = silent,
+    clearing: Progress = silent,
 ) -> Superblock:
-    """Format a file (made if missing, sparse) or a block device.
+    """Format a file (made if missing, sparse) or a block device; links are followed.
 
     Args:
         path: the file or device.
         extent_size: bytes, a power of two.
         extents: how many extents, at least 6.
         force: format it even if it already holds something.
-        progress: told about bytes of what was there that are discarded.
         cache: whose memory stands before the device.
+        looking: told about blocks of what is there that were looked at.
+        clearing: told about bytes of a device that were made zeros.
 
     Raises:
         BadRequest: it holds data and `force` is not set, or there can be no such store.
-        InUse: it is a store that someone has open.
+        InUse: it is a store that someone has open, or a device that the system uses.
+        NotFound: there is no such folder.
         NoSpace: the device is too small or the file system is full.
     """
     check_geometry(extent_size, extents)
+    target = _destination(path)
     made = False
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        os.close(os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         made = True
     except FileExistsError:
         pass
     except OSError as error:
         raise io_error(error, f"cannot create {path}") from error
     try:
-        device = open_device(path, True, "exclusive", cache)
-        try:
-            if not force:
-                refuse_contents(device)
-            refuse_shared(device)
+        with closing(open_device(path, True, "exclusive", cache)) as device:
+            _refuse(device, extent_size * extents, force, looking)
+            if force or device.is_disk:  # of a disk not every byte was looked at
+                device.clear(clearing)
             device.resize(extent_size * extents)
-            if not made:
-                _discard(device, progress)
             sb = format_device(device, extent_size, extents)
-        finally:
-            device.close()
-        sync_folder(path)
+        sync_folder(target)
     except BaseException:
         if made:
-            os.unlink(path)
+            os.unlink(target)
         raise
     return sb
 
 
-def _discard(device: FileDevice, progress: Progress) -> None:
-    """Make all of a device read as zeros; one without a quick way takes its time."""
-    for start in range(0, device.size, _DISCARD):
-        progress(start, device.size)
-        device.discard(start, min(_DISCARD, device.size - start))
-    progress(device.size, device.size)
+def rehearse(
+    path: str,
+    extent_size: int,
+    extents: int,
+    force: bool = False,
+    cache: Cache = "host",
+    looking: Progress = silent,
+) -> None:
+    """Refuse what `create` would refuse, and change nothing; arguments and errors as there."""
+    check_geometry(extent_size, extents)
+    target = _destination(path)
+    if os.path.lexists(target):
+        with closing(open_device(path, True, "exclusive", cache)) as device:
+            _refuse(device, extent_size * extents, force, looking)
+    elif not os.access(os.path.dirname(target), os.W_OK | os.X_OK):
+        raise ReadOnly(
+            f"cannot create {path}: Permission denied", "check permissions, or run as its owner"
+        )
 
 
-_SIGNATURES: Final = (
-    (0, SUPERBLOCK_MAGIC, "a blockstore"),
-    (0x438, b"\x53\xef", "an ext2, ext3 or ext4 file system"),
-    (0, b"XFSB", "an XFS file system"),
-    (0x10040, b"_BHRfS_M", "a btrfs file system"),
-    (0x200, b"EFI PART", "a partition table"),
-    (0x1FE, b"\x55\xaa", "a partition table or a boot sector"),
-    (0x218, b"LVM2 001", "an LVM physical volume"),
-    (0, b"LUKS\xba\xbe", "a LUKS volume"),
-    (0, b"QFI\xfb", "a qcow2 image"),
-)
-_LOOK: Final = 1 << 20
+def _destination(path: str) -> str:
+    """Return the path of the file or device that is meant, links followed; it may be missing.
+
+    Raises:
+        NotFound: the folder is missing, or links lead round in a circle.
+        ReadOnly, BadRequest: the path cannot be followed.
+    """
+    try:
+        return os.path.realpath(path, strict=True)
+    except FileNotFoundError:
+        target = os.path.realpath(path)
+    except OSError as error:
+        raise io_error(error, f"cannot create {path}") from error
+    folder = os.path.dirname(target)
+    if not os.path.isdir(folder):
+        link = "" if target == os.path.abspath(path) else f"it is a link to {target}, and "
+        raise NotFound(f"cannot create {path}: {link}there is no folder {folder}", "make it first")
+    if f"{folder}/".startswith("/dev/") and os.stat(folder).st_dev == os.stat("/dev").st_dev:
+        raise NotFound(f"there is no device {path}", "check the path; no file is made there")
+    if path.endswith(os.sep):
+        raise BadRequest(f"cannot create {path}: that is the name of a folder", "leave out the /")
+    return target
 
 
-def refuse_contents(device: FileDevice) -> None:
-    """Refuse to format what already holds something, and say what it looks like."""
-    start = device.pread(0, min(_LOOK, device.size)) if device.size else b""
-    if start.count(0) == len(start):
-        end = min(_LOOK, device.size)
-        start = device.pread(device.size - end, end) if end else b""
-        if start.count(0) == len(start):
-            return
-    what = next(
-        (name for at, magic, name in _SIGNATURES if start[at : at + len(magic)] == magic), "data"
-    )
-    raise BadRequest(
-        f"{device.name} already holds {what}", "use --force to overwrite it; that cannot be undone"
-    )
+def _refuse(device: FileDevice, size: int, force: bool, looking: Progress) -> None:
+    """Refuse to format what has no room for a store of `size` bytes, or is somebody's.
+
+    Raises:
+        BadRequest: it holds something, and `force` is not set.
+        InUse: other hosts may be using it.
+        NoSpace: the device is too small.
+    """
+    if not force:
+        found = contents.find(device, looking)
+        if found is not None:
+            raise BadRequest(
+                f"{device.name} already holds {found.what}, at byte {found.at}",
+                "'plxsh store create --force' overwrites it; that cannot be undone",
+            )
+    refuse_shared(device)
+    device.check_room(size)
 
 
 def refuse_shared(device: BlockDevice) -> None:
@@ -210,7 +254,6 @@ def extend(store: Blockstore, extents: int) -> Superblock:
     store.enroll()
     store.device.resize(new.size)
     for extent in range(old.extents, extents):
-        writes = pristine(new, extent)
-        store.device.pwritev(writes[0][0] << BLOCK_SHIFT, [data for _, data in writes])
+        _write_pristine(store.device, new, extent)
     write_superblock(store.device, new)
     return new

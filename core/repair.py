@@ -132,7 +132,7 @@ def _records(store: Blockstore, checker: Checker) -> Steps:
             continue
         if found is None:
             _write_twice(store, VdiRecord(number, bytes(16), "", state=FREE))
-            yield Step(True, f"VDI {number}, if it ever was, is lost: both its records are damaged")
+            yield Step(True, f"VDI {number} is lost: both records of VDI {number} are damaged")
         elif problem := record_problem(found, store.holds_payload):
             sequence = min(found.sequence, MAX_SEQUENCE)
             free = VdiRecord(number, found.uuid, found.name, state=FREE, sequence=sequence)

@@ -68,6 +68,15 @@ class Pair(Generic[T]):
         return one if one.sequence > other.sequence else other
 
     @property
+    def as_formatted(self) -> bool:
+        """Whether nothing was written since the first version: alone, or as twins."""
+        current = self.current
+        if current is None:
+            return False
+        alone = self.conditions == (Condition.EMPTY, Condition.VALID) and current.sequence == 1
+        return alone or (current.sequence == 2 and self.are_twins)
+
+    @property
     def never_made(self) -> bool:
         """Whether nothing was ever there: a first write that a crash cut off counts as none."""
         kinds = {*self.conditions}

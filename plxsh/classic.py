@@ -23,6 +23,7 @@ from plxsh.context import Settings, cache_mode, pass_settings
 from plxsh.groups import Command
 from plxsh.guard import guarded
 from plxsh.params import FILE, SIZE, SNAPSHOT, VDI, WordsArgument
+from plxsh.progress import Progress
 
 _COUNT_EVERY: Final = 256
 
@@ -89,12 +90,14 @@ def run(tool: Tool, args: Sequence[str]) -> int:
 def mkfs(settings: Settings, path: str, extent_bytes: int, extents: int) -> None:
     """Format a file (made if missing, sparse) or a device as a blockstore.
 
-    It has EXTENTS extents of EXTENT_BYTES each, a power of two. What already holds something
-    is refused.
+    It has EXTENTS extents of EXTENT_BYTES each, a power of two. A link is followed. What already
+    holds something is refused.
     """
     from core import mkfs
 
-    mkfs.create(path, extent_bytes, extents, cache=settings.caching)
+    with Progress(settings, "clear") as clearing:
+        looking = clearing.stage("look", "blocks")
+        mkfs.create(path, extent_bytes, extents, False, settings.caching, looking, clearing)
 
 
 @click.command(
@@ -111,6 +114,7 @@ def vdi_create(settings: Settings, name: str, words: str | None) -> None:
     with settings.session() as session:
         snapshot = session.find_snapshot(words) if words else None
         record = session.create(name, 0, snapshot)
+    settings.changed(f"created VDI {record.id} {name!r}")
     click.echo(record.id)
 
 
@@ -128,7 +132,8 @@ def vdi_fill(settings: Settings, vdi: str, source: str) -> None:
     ):
         count = _Counter()
         done = transfer.fill(opened, session, source, None, count)
-        count.end(done)
+    settings.changed(f"filled VDI {opened.id} {opened.name!r}")
+    count.end(done)
 
 
 class _Counter:
@@ -235,6 +240,7 @@ def vdi_snap(settings: Settings, vdi: str) -> None:
     """Take a snapshot of a VDI, open or not, and print its id (BLOCK OFFSET)."""
     with settings.session() as session:
         where = session.snapshot(session.registry.find(vdi))
+    settings.changed(f"took snapshot {where}")
     click.echo(f"{where.block} {where.offset}")
 
 
@@ -251,6 +257,7 @@ def vdi_snap_offline(settings: Settings, vdi: str) -> None:
             raise
         except InUse as error:
             raise InUse(error.message, "vdi_snap takes a snapshot of one that is open") from error
+    settings.changed(f"took snapshot {where}")
     click.echo(f"{where.block} {where.offset}")
 
 

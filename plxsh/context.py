@@ -18,6 +18,7 @@ import click
 
 from core.errors import BadRequest, Interrupted, NotFound
 from core.text import printable
+from plxsh.streams import tell
 
 if TYPE_CHECKING:
     from core.blockstore import Blockstore, Mode
@@ -59,6 +60,8 @@ class Settings:
         paged: long output may go to a pager.
         vdi: UUID of the VDI that `use` selected, empty for none.
         shell: the shell or script that the command is part of.
+        done: what the command has changed, in words: told if its result cannot be written.
+        result: the same for programs.
     """
 
     store: str = ""
@@ -80,6 +83,8 @@ class Settings:
     paged: bool = True
     vdi: str = ""
     shell: Interpreter | None = None
+    done: str = ""
+    result: Mapping[str, Any] = field(default_factory=dict)
 
     def take(self, name: str, value: Any) -> None:
         """Set a field to what an option says; options are read before anything else."""
@@ -230,12 +235,22 @@ class Settings:
     def warn(self, warnings: Iterable[str]) -> None:
         """Say on standard error what is wrong but does not stop the command."""
         for warning in warnings:
-            click.echo(f"plxsh: warning: {printable(warning)}", err=True)
+            tell(f"plxsh: warning: {printable(warning)}")
 
     def note(self, text: str) -> None:
         """Tell someone who watches, on standard error; scripts hear it with -v only."""
         if (self.output == "table" or self.verbose) and not self.quiet:
-            click.echo(printable(text), err=True)
+            tell(printable(text))
+
+    def changed(self, done: str, result: Mapping[str, Any] | None = None) -> None:
+        """Note what was changed, before the result is written to an output that may be full.
+
+        Args:
+            done: in words, such as "created VDI 3 'web'".
+            result: what JSON shows of it.
+        """
+        self.done = done
+        self.result = result or {}
 
     def confirm(self, loss: str, typed: str = "") -> None:
         """Ask before something that loses data; does nothing with -y or -n.
@@ -257,7 +272,7 @@ class Settings:
         try:
             answer = click.prompt(f"{loss}. {how}", default="", show_default=False, err=True)
         except click.Abort:  # Ctrl-C or Ctrl-D, which leave the cursor behind the question
-            click.echo(err=True)
+            tell()
             answer = ""
         sure = answer == typed if typed else answer.strip().lower() in ("y", "yes")
         if not sure:

@@ -77,6 +77,9 @@ class Overlay:
         """Make the range read as zeros."""
         self.pwritev(offset, [bytes(length)])
 
+    def taken(self, _offset: int, _length: int) -> None:
+        """Say nothing of what takes space."""
+
     def flush(self) -> None:
         """Do nothing: nothing is kept."""
 

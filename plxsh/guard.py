@@ -1,14 +1,14 @@
 """The one place that turns errors into words and exit statuses.
 
 Every way to fail ends in one line on standard error, `plxsh: WHAT: WHY (HINT)`, and with
-`-o json` in a second one, `{"error": {"code", "message", "hint"}}`.
+`-o json` in a second one, `{"error": {"code", "message", "hint"}}`. When something was changed
+and only the result could not be written, the line says so, and `error` has it as `result`.
 """
 
 from __future__ import annotations
 
 import errno
 import json
-import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -19,8 +19,9 @@ import click
 from core.device import io_error
 from core.errors import Interrupted, ParallaxError
 from core.text import printable
-from plxsh import usage
+from plxsh import streams, usage
 from plxsh.context import Settings
+from plxsh.streams import forget
 
 BROKEN_PIPE: Final = 141
 """Exit status of a command whose output nobody reads any more."""
@@ -36,13 +37,13 @@ def guarded(command: Callable[[], Any], settings: Settings, program: str) -> int
         settings: form of the error, and which command runs.
         program: what the line begins with.
     """
-    streams = sys.stdout, sys.stderr
+    before = sys.stdout, sys.stderr
     try:
         status = command()
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
+        streams.tell(error.format_message())
         return 2
     except click.ClickException as error:
         called = f"{program.partition(':')[0]} {settings.command}".rstrip()
@@ -52,17 +53,16 @@ def guarded(command: Callable[[], Any], settings: Settings, program: str) -> int
     except ParallaxError as error:
         return tell(settings, program, error)
     except BrokenPipeError:
-        _forget_stdout()
-        return BROKEN_PIPE
+        return _unread(settings, program)
     except SystemExit:  # click's own answer to a pipe that nobody reads; it wraps the streams
-        sys.stdout, sys.stderr = streams
-        _forget_stdout()
-        return BROKEN_PIPE
+        sys.stdout, sys.stderr = before
+        return _unread(settings, program)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _OUTPUT_ERRORS and not error.filename:
             # Files and devices are read and written by the engine, which names them.
-            _forget_stdout()
-            return tell(settings, program, io_error(error, "cannot write the output"))
+            forget(1)
+            done = f"{settings.done}, but " if settings.done else ""
+            return tell(settings, program, io_error(error, f"{done}cannot write the output"))
         if settings.verbose:
             traceback.print_exc()
         why = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
@@ -75,22 +75,22 @@ def tell(settings: Settings, program: str, error: ParallaxError) -> int:
     return _tell(settings, program, error.code, error.message, error.hint, error.exit_status)
 
 
+def _unread(settings: Settings, program: str) -> int:
+    """End a command whose output nobody reads; that matters only if it has changed something."""
+    forget(1)
+    if settings.done:
+        why = f"{settings.done}, but nobody reads the output"
+        _tell(settings, program, "unread", why, "", BROKEN_PIPE)
+    return BROKEN_PIPE
+
+
 def _tell(settings: Settings, program: str, code: str, message: str, hint: str, status: int) -> int:
     message, hint = settings.named(message), settings.named(hint)
     what = f"{program}: {settings.command}" if settings.command else program
-    line = f"{what}: {message}" + (f" ({hint})" if hint else "")
-    try:
-        click.echo(printable(line), err=True)
-        if settings.output == "json":
-            error = {"code": code, "message": message, "hint": hint}
-            click.echo(json.dumps({"error": error}), err=True)
-    except BrokenPipeError:
-        pass
+    streams.tell(printable(f"{what}: {message}" + (f" ({hint})" if hint else "")))
+    if settings.output == "json":
+        error: dict[str, Any] = {"code": code, "message": message, "hint": hint}
+        if settings.result:
+            error["result"] = settings.result
+        streams.tell(json.dumps({"error": error}))
     return status
-
-
-def _forget_stdout() -> None:
-    """Keep the interpreter from failing again when it flushes standard output at exit."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.close(nowhere)

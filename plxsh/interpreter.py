@@ -113,7 +113,7 @@ class Interpreter:
         return guarded(command, settings, program)
 
     def _run(self, statement: Statement, program: str) -> int:
-        settings = replace(self.settings, command="")
+        settings = replace(self.settings, command="", done="", result={})
         try:
             if statement.shell is not None:
                 return shell_out(statement.shell)

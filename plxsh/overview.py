@@ -86,9 +86,12 @@ def overview(names: Names, socket: str, ask: Callable[[], Standing] = Standing) 
 def used_blocks(opened: Blockstore, extent: int) -> int:
     """Return how many blocks of an extent its bitmap calls allocated, as of its last commit.
 
-    A part of the bitmap that is damaged in both slots counts as all used.
+    A part of the bitmap that is damaged in both slots counts as all used. An extent that nobody
+    ever had costs two blocks, not the bitmap: a store may be far larger than what is in it.
     """
     sb = opened.sb
+    if not opened.was_claimed(extent):
+        return sb.overhead
     start = sb.bitmap_slot(extent, 0, 0) << BLOCK_SHIFT
     raw = opened.device.pread(start, 2 * sb.bitmap_blocks * BLOCK)
     used = 0

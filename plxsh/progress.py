@@ -26,10 +26,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-import click
-
 from core.text import human_size
 from plxsh.context import Settings
+from plxsh.streams import tell
 
 _FIRST_AFTER: Final = 0.3
 _LINE_EVERY: Final = 0.1
@@ -66,19 +65,19 @@ class Progress:
 
     def __call__(self, done: int, total: int | None = None) -> None:
         """Take note of `done` of `total`; `total` is None when nobody knows."""
-        self._tell(self._what, done, total)
+        self._tell(self._what, self._unit, done, total)
 
-    def stage(self, what: str) -> Tell:
+    def stage(self, what: str, unit: str = "") -> Tell:
         """Return a function to call like this object, about a part with a name of its own."""
-        return partial(self._tell, what)
+        return partial(self._tell, what, unit or self._unit)
 
-    def _tell(self, what: str, done: int, total: int | None = None) -> None:
+    def _tell(self, what: str, unit: str, done: int, total: int | None = None) -> None:
         if self._display is None:
             return
         now = time.monotonic()
         if self._stage is None or self._stage.what != what:
             self._end_stage(now)
-            self._stage = _Stage(what, self._unit, now, now + self._display.first)
+            self._stage = _Stage(what, unit, now, now + self._display.first)
         stage = self._stage
         stage.done, stage.total = done, total
         if now >= stage.next:
@@ -166,9 +165,9 @@ class _Line:
         """Leave the last line of a transfer, and no other."""
         if stage.unit == _BYTES and stage.done:
             self._write(stage, stage.mean(now), "")
-            click.echo(err=True)
+            tell()
         elif self._shown:
-            click.echo(f"\r{'':{self._shown}}\r", nl=False, err=True)
+            tell(f"\r{'':{self._shown}}\r", nl=False)
         self._shown = 0
 
     def break_off(self, stage: _Stage, now: float) -> None:
@@ -191,7 +190,7 @@ class _Line:
         # Spaces instead of an escape code: they work on every terminal.
         text += " " * max(0, self._shown - len(text))
         self._shown = len(text.rstrip())  # before Ctrl-C may come
-        click.echo(f"\r{text}", nl=False, err=True)
+        tell(f"\r{text}", nl=False)
 
 
 class _JsonLines:
@@ -223,7 +222,7 @@ class _JsonLines:
             "bytes_per_second": round(rate) if stage.unit == _BYTES else None,
             "seconds_left": left,
         }
-        click.echo(json.dumps({"progress": told}), err=True)
+        tell(json.dumps({"progress": told}))
 
 
 def _much(stage: _Stage) -> str:

@@ -194,6 +194,8 @@ def outcome(
 ) -> None:
     """Show what a command that changes something did, or would do with --dry-run.
 
+    If that cannot be written, standard error has it (`plxsh.guard`).
+
     Args:
         would: the verb after "would".
         done: the verb for what happened.
@@ -201,6 +203,8 @@ def outcome(
         result: for JSON and YAML.
         plain: what a script wants to know, for standard output.
     """
+    if not settings.dry_run:
+        settings.changed(f"{done} {what}", result)
     if settings.output in ("json", "yaml"):
         if settings.dry_run:
             result = {"dry_run": True, "would": f"{would} {what}", **result}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import click
-
 from plxsh.config_check import complaints
 from plxsh.interpreter import Interpreter
 from plxsh.prompt.reader import LineReader, PlainReader, can_edit
+from plxsh.streams import tell
 
 _INTERRUPTED = 130
 
@@ -20,13 +19,13 @@ def interact(shell: Interpreter) -> int:
     reader = LineReader(shell) if can_edit() else PlainReader(shell)
     shell.settings.warn(complaints(shell.cli, shell.settings))
     if not shell.settings.quiet:
-        click.echo("'help' lists the commands, ? helps where you are, Ctrl-D leaves", err=True)
+        tell("'help' lists the commands, ? helps where you are, Ctrl-D leaves")
     status = 0
     while not shell.leaving:
         try:
             status = shell.run(reader.read(bool(status)))
         except EOFError:
-            click.echo(err=True)
+            tell()
             break
         except KeyboardInterrupt:
             status = _INTERRUPTED

@@ -9,6 +9,8 @@ import io
 import os
 import sys
 
+import click
+
 
 def prepare() -> None:
     """Have all three streams, and none that refuses a character: it is written by its number."""
@@ -25,3 +27,18 @@ def _fill_places() -> None:
     while (taken := os.open(os.devnull, os.O_RDWR)) <= 2:  # always the lowest that is free
         os.set_inheritable(taken, True)
     os.close(taken)
+
+
+def tell(text: str = "", nl: bool = True) -> None:
+    """Write to standard error; that it takes nothing ends no command in the middle of its work."""
+    try:
+        click.echo(text, nl=nl, err=True)
+    except OSError:
+        forget(2)
+
+
+def forget(descriptor: int) -> None:
+    """Send what is still to be written to a stream nowhere: it would fail again at the exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)

@@ -17,7 +17,6 @@ from core.errors import (
     Corrupt,
     InUse,
     IoFailed,
-    NoSpace,
     NotSupported,
     ParallaxError,
 )
@@ -102,8 +101,11 @@ def store() -> None:
 def create(settings: Settings, path: str, extent_size: int, extents: int, force: bool) -> None:
     """Format a file or a device as a blockstore.
 
-    A file that is missing is made, sparse. A file or device that already holds something is
-    refused without --force, which asks for the last part of PATH to be typed.
+    A file that is missing is made, sparse; links are followed. A file or device that already
+    holds something is refused without --force, which asks for the last part of PATH to be typed.
+    Of a file every byte is looked at; of a device both ends, the places of known labels, and
+    samples in between. All of a device is then made to read as zeros, which takes its time where
+    there is no quick way. One that is mounted, or in use in any other way, is refused always.
     """
     from core import mkfs
 
@@ -118,13 +120,14 @@ def create(settings: Settings, path: str, extent_size: int, extents: int, force:
         "extent_size": extent_size,
         "extents": extents,
     }
-    if settings.dry_run:
-        _try_create(settings, path, force)
-        _refuse_small(path, extent_size * extents)
-    else:
-        with Progress(settings, "discard") as progress:
-            sb = mkfs.create(path, extent_size, extents, force, progress, settings.caching)
-        result["uuid"] = uuid_text(sb.uuid)
+    with Progress(settings, "clear") as clearing:
+        looking = clearing.stage("look", "blocks")
+        wanted = (path, extent_size, extents, force, settings.caching, looking)
+        if settings.dry_run:
+            mkfs.rehearse(*wanted)
+        else:
+            sb = mkfs.create(*wanted, clearing)
+            result["uuid"] = uuid_text(sb.uuid)
     what = f"{path}: {extents} extents of {human_size(extent_size)}"
     render.outcome(settings, "format", "formatted", what, {"store": result})
 
@@ -139,29 +142,10 @@ def _contents(settings: Settings, path: str) -> str:
     return f"the blockstore on it with {counted(count, 'VDI')} and all their snapshots"
 
 
-def _try_create(settings: Settings, path: str, force: bool) -> None:
-    """Refuse what `core.mkfs.create` would refuse, and leave the file alone."""
-    from core.mkfs import refuse_contents, refuse_shared
-
-    folder = os.path.dirname(os.path.abspath(path))
-    if not os.path.exists(path) and os.access(folder, os.W_OK):
-        return
-    with closing(open_device(path, True, "exclusive", settings.caching)) as device:
-        if not force:
-            refuse_contents(device)
-        refuse_shared(device)
-
-
 def _refuse_small(path: str, size: int) -> None:
     """Refuse a device without room for a store, as `FileDevice.resize` does."""
-    if not (os.path.exists(path) and stat.S_ISBLK(os.stat(path).st_mode)):
-        return
     with closing(open_device(path, False, "none", "host")) as device:
-        if device.size < size:
-            raise NoSpace(
-                f"{path} has {device.size} bytes, the store needs {size}",
-                "take fewer or smaller extents",
-            )
+        device.check_room(size)
 
 
 @store.command(examples=["plxsh store info", "plxsh -o json store info"])
@@ -278,7 +262,10 @@ def gc(settings: Settings, keep_deleted: bool) -> None:
     counted for each deleted VDI if only that VDI used it; the rest was used by several of
     them, by deleted snapshots, or was left behind by a crash.
 
-    All free space goes back to the host: as holes in a file, by discarding it on a device.
+    Free space that takes room goes back to the host: as holes in a file, by discarding it on a
+    device. A device does not say what takes room: there it is all that is free where there was
+    ever something, once for each process that has the store open.
+
     Works while a tap serves the store, and beside other sessions: each frees what is garbage in
     its part of the store. One that does not answer keeps its part as it is. A store that is
     full frees what it can by itself, as long as only one session uses it.
@@ -491,8 +478,10 @@ def _show_check(settings: Settings, report: Report, steps: list[Step], damaged: 
             "lost": [step.text for step in steps if step.loses],
         }
         predicted = {"dry_run": True} if settings.dry_run else {}
+        _note_repair(settings, steps, {"check": result})
         render.data(settings, {**predicted, "check": result})
         return
+    _note_repair(settings, steps, {})
     verb = "would repair" if settings.dry_run else "repaired"
     lines = [
         *(f"{f.severity}: {_place(f.block)}{f.message}" for f in report.findings),
@@ -505,6 +494,12 @@ def _show_check(settings: Settings, report: Report, steps: list[Step], damaged: 
     counts += [f"{human_size(size)} {name}" for name, size in sizes.items()]
     lines.append(f"{', '.join(counts)}: {verdict}")
     render.lines(settings, lines)
+
+
+def _note_repair(settings: Settings, steps: list[Step], result: render.Record) -> None:
+    """Note that the store was changed, if it was."""
+    if steps and not settings.dry_run:
+        settings.changed(f"repaired {settings.store} ({counted(len(steps), 'step')})", result)
 
 
 def _place(block: int | None) -> str:

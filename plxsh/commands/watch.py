@@ -24,6 +24,7 @@ from plxsh.guard import BROKEN_PIPE
 from plxsh.interpreter import shell_of
 from plxsh.language import quoted
 from plxsh.params import COMMAND_LINE
+from plxsh.streams import tell
 
 _EVERY: Final = 2.0
 _ENTER: Final = "\x1b[?1049h\x1b[?25l"
@@ -77,7 +78,7 @@ def watch(settings: Settings, ctx: click.Context, words: tuple[str, ...]) -> Non
                 time.sleep(seconds)
         except KeyboardInterrupt:  # the usual way to end it
             if sys.stdout.isatty():
-                click.echo(err=True)  # the terminal shows ^C
+                tell()  # the terminal shows ^C
 
 
 _NOT_WATCHED: Final = ("watch", "source", "use", "exit", "serve")

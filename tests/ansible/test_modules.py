@@ -41,8 +41,12 @@ def test_a_blockstore_is_never_made_smaller_or_anew(stored: Host) -> None:
 
 
 def test_a_file_with_something_else_needs_force(host: Host) -> None:
-    host.store.write_bytes(b"precious" * 1000)
-    host.fails("blockstore", extent_size="1M")
+    precious = bytes(5 << 20) + b"precious" * 1000 + bytes(5 << 20)
+    host.store.write_bytes(precious)
+    assert (
+        "already holds data, at byte 5242880" in host.fails("blockstore", extent_size="1M")["msg"]
+    )
+    assert host.store.read_bytes() == precious
     assert host.does("blockstore", extent_size="1M", force=True)["changed"]
 
 

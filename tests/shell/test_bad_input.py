@@ -128,7 +128,7 @@ def test_create_with_bad_geometry(plx: Plx, args: list[str], text: str) -> None:
 
 
 def test_create_where_there_is_no_folder(plx: Plx) -> None:
-    assert "No such file" in plx.fails(3, "store", "create", "no/such/new.dat")
+    assert "there is no folder" in plx.fails(3, "store", "create", "no/such/new.dat")
     assert "no/such/new.dat" in plx.fails(3, "-n", "store", "create", "no/such/new.dat")
 
 

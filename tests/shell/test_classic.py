@@ -19,6 +19,7 @@ from shell.conftest import Plx, Result
 from shell.tap import connect, read
 from shell.test_bad_input import writer
 from shell.test_startup import HEAVY
+from support.rooted import SIMULATED_HOSTS
 
 from core.session import Session
 from plxsh import classic
@@ -65,6 +66,71 @@ def test_the_tour_of_the_original_quick_start(empty: Plx, tool: Tool) -> None:
     assert tool("vdi_snap", "1").out
     tool("vdi_snap_delete", block, offset)
     assert len(tool("vdi_snap_list", "0").lines) == 1
+
+
+ORIGINAL = r"""
+dd if=/dev/zero of=./image bs=4K count=1 seek=4095
+mkfs.ext3 ./image
+mkdir ./mnt
+mount -o loop ./image ./mnt
+echo "My system" > ./mnt/README
+umount mnt
+ln -s $PWD/room/blockstore.dat /blockstore.dat
+parallax-mkfs /blockstore.dat 2147483648 6
+plxlockmaster & master=$!
+exec >&3
+./vdi_create "My new VDI"
+./vdi_list
+./vdi_fill 0 ./image
+./vdi_validate 0 ./image
+./vdi_snap_offline 0
+./vdi_snap_list 0
+./vdi_create "FC3 - Copy 1" $(./vdi_snap_list 0 1 | awk 'NR == 2 { print $1, $2 }')
+./vdi_list
+kill $master && wait $master
+"""
+"""The lines of the quick start of 2005. What it leaves open is filled in: how large the image is,
+what is installed in it, where the blockstore is, and what `mount` needs beside the image."""
+PRIVATE_ROOT = r"""
+set -e
+ip link set lo up
+mount -t tmpfs none root
+for name in $(ls /); do
+    if test -L /$name; then cp -P /$name root
+    elif test -d /$name; then mkdir -p root/$name && mount --rbind /$name root/$name
+    fi
+done
+mount -t tmpfs none root/run
+mount -t tmpfs none root/var/lib
+exec chroot root sh -e -c "cd '$PWD'; $0" 3>&1 >&2
+"""
+"""A root folder, services and a network of its own, in which nobody else is disturbed."""
+
+
+@pytest.mark.slow
+@SIMULATED_HOSTS
+def test_the_original_quick_start_to_the_letter(tmp_path: Path) -> None:
+    programs = Path(sys.executable).parent
+    for folder in ("root", "room"):
+        (tmp_path / folder).mkdir()
+    for name in TOOLS:
+        (tmp_path / name).symlink_to(programs / name)
+    done = subprocess.run(
+        ["unshare", "--mount", "--net", "sh", "-c", PRIVATE_ROOT, ORIGINAL],
+        env={"PATH": f"{programs}:{os.environ['PATH']}:/usr/sbin:/sbin", "TZ": "UTC"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    made, first, blocks, taken, head, snapshot, copied, again, copy = done.stdout.splitlines()
+    assert (made, blocks, copied) == ("0", "4096", "1")
+    assert first == again == "       0                                               My new VDI"
+    assert copy == "       1                                             FC3 - Copy 1"
+    assert head.split() == ["Block", "idx", "timestamp", "radix", "root", "d"]
+    assert snapshot.split()[:2] == taken.split()
+    assert (tmp_path / "room" / "blockstore.dat").stat().st_size == 6 << 31
+    assert not os.path.lexists("/blockstore.dat")
 
 
 def test_the_columns_of_the_snapshot_list(plx: Plx, tool: Tool) -> None:

@@ -285,10 +285,10 @@ def test_a_dry_run_of_an_export_refuses_what_cannot_be_written(plx: Plx) -> None
     assert not Path("new").exists()
 
 
-def test_what_is_overwritten_by_a_new_store_is_discarded(plx: Plx) -> None:
+def test_what_is_overwritten_by_a_new_store_is_cleared(plx: Plx) -> None:
     size = plx.path.stat().st_size
     args = ("store", "create", plx.path, "--extent-size", "1M", "--force")
-    assert last_stages(plx("-y", "-o", "json", *args).err) == {"discard": (size, size)}
+    assert last_stages(plx("-y", "-o", "json", *args).err) == {"clear": (size, size)}
     assert plx("-o", "json", "store", "create", "new.dat", "--extent-size", "1M").err == ""
 
 

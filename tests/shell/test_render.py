@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
+import sys
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shell.conftest import Plx, Result
 from support.yaml_reader import load
 
 from core.text import columns as cell_width
@@ -241,3 +247,62 @@ def test_yaml_nests() -> None:
         "  c: []",
         "d: {}",
     ]
+
+
+# -- outputs that take nothing -----------------------------------------------------------
+
+
+class Full(io.StringIO):
+    """An output that takes nothing."""
+
+    def write(self, _: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.fixture
+def full(plx: Plx, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Runs a command whose standard output is full."""
+
+    def run(*words: str) -> Result:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", Full())
+            patch.setattr("plxsh.guard.forget", lambda _: None)  # that of this process stays
+            return plx("-q", *words, status=6)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("vdi create zz", "created VDI 2 'zz' of 0 B"),
+        ("snap create base --label l", "took snapshot "),
+        ("-o json vdi rename web www", "renamed VDI 1 'web' to 'www'"),
+        ("-o yaml vdi resize web 1M", "resized VDI 1 'web' from 64 KiB to 1 MiB"),
+        ("-y -o json store gc", "freed "),
+        ("-o json store create new.dat --extent-size 1M", "formatted new.dat: 6 extents"),
+    ],
+)
+def test_what_was_done_is_told_even_if_the_output_is_full(
+    full: Callable[..., Result], command: str, told: str
+) -> None:
+    line, *more = full(*command.split()).err.splitlines()
+    assert f": {told}" in line
+    assert ", but cannot write the output: No space left on device (" in line
+    assert len(more) == ("json" in command)
+    assert all(json.loads(text)["error"]["result"] for text in more)
+
+
+@pytest.mark.parametrize("command", ["-n vdi create zz", "vdi show web", "store check --repair"])
+def test_what_was_not_done_is_not_told(plx: Plx, full: Callable[..., Result], command: str) -> None:
+    before = plx.bytes()
+    [line] = full(*command.split()).err.splitlines()
+    assert ": cannot write the output: No space left on device (" in line
+    assert plx.bytes() == before
+
+
+def test_a_repair_is_told_even_if_the_output_is_full(plx: Plx, full: Callable[..., Result]) -> None:
+    with open(plx.path, "r+b") as file:
+        file.write(b"garbage" * 100)
+    told = full("store", "check", "--repair").err
+    assert f"store check: repaired {plx.path} (1 step), but cannot write the output: " in told

@@ -67,6 +67,9 @@ class MemoryDevice:
         for block in range(offset >> BLOCK_SHIFT, (offset + length) >> BLOCK_SHIFT):
             self.pages.pop(block, None)
 
+    def taken(self, _offset: int, _length: int) -> None:
+        """A disk does not say what takes space."""
+
     def flush(self) -> None:
         pass
 

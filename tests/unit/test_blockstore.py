@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from support.stores import (
 
 from core import blockstore, mkfs
 from core.blockstore import Blockstore, NodeCache, empty_node
-from core.device import FileDevice
+from core.device import Buffer, FileDevice
 from core.errors import (
     BadRequest,
     Corrupt,
@@ -38,7 +38,8 @@ from core.errors import (
 from core.extent import read_bitmap, read_header
 from core.format import BLOCK, Superblock, node_check, pack_entry
 from core.lock_master import LockMaster
-from core.mkfs import create, grow
+from core.mkfs import create, grow, rehearse
+from plxsh.overview import used_blocks
 
 SIZE = EXTENT * BLOCK
 
@@ -131,8 +132,13 @@ def test_a_failure_does_not_remove_a_file_that_was_there(
 
 
 def test_where_no_store_can_be_made(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match=r"cannot create .*/none/store: No such file"):
+    with pytest.raises(NotFound, match=r"cannot create .*/none/store: there is no folder .*/none"):
         create(str(tmp_path / "none" / "store"), SIZE, 6)
+    with pytest.raises(BadRequest, match="is the name of a folder"):
+        create(f"{tmp_path}/store/", SIZE, 6)
+    with pytest.raises(NotFound, match="there is no device /dev/no-such-disk"):
+        create("/dev/no-such-disk", SIZE, 6)
+    assert not os.path.exists("/dev/no-such-disk")
     with pytest.raises(BadRequest, match="Is a directory"):
         create(str(tmp_path), SIZE, 6)
 
@@ -157,12 +163,19 @@ def another_store(path: str) -> None:
     create(path, SIZE, 6)
 
 
+def a_store_without_its_beginning(path: str) -> None:
+    create(path, SIZE, 6)
+    with open(path, "r+b") as file:
+        file.write(bytes(BLOCK))
+
+
 CONTENTS = [
-    pytest.param(ext4, "an ext2, ext3 or ext4 file system", marks=pytest.mark.slow),
-    pytest.param(qcow2, "a qcow2 image", marks=pytest.mark.slow),
-    (partitioned, "a partition table or a boot sector"),
-    (text_at_the_end, "data"),
-    (another_store, "a blockstore"),
+    pytest.param(ext4, "an ext2, ext3 or ext4 file system, at byte 1080", marks=pytest.mark.slow),
+    pytest.param(qcow2, "a qcow2 image, at byte 0", marks=pytest.mark.slow),
+    (partitioned, "a partition table or a boot sector, at byte 510"),
+    (text_at_the_end, "data, at byte 3145728"),
+    (another_store, "a blockstore, at byte 0"),
+    (a_store_without_its_beginning, "a blockstore whose first block is lost, at byte 258048"),
 ]
 
 
@@ -176,7 +189,7 @@ def test_what_holds_something_is_formatted_by_force_only(
     with pytest.raises(BadRequest) as caught:
         create(path, SIZE, 6)
     assert caught.value.message == f"{path} already holds {what}"
-    assert caught.value.hint == "use --force to overwrite it; that cannot be undone"
+    assert caught.value.hint.startswith("'plxsh store create --force' overwrites it")
     assert Path(path).read_bytes() == before
 
     sb = create(path, SIZE, 6, force=True)
@@ -193,6 +206,80 @@ def test_a_file_of_zeros_is_free_to_take(tmp_path: Path) -> None:
     assert opened(str(path)).sb.extents == 6
 
 
+def test_space_that_was_set_aside_for_a_store_stays_set_aside(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with open(path, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 6 * SIZE)
+    create(str(path), SIZE, 6)
+    assert path.stat().st_blocks * 512 >= 6 * SIZE
+
+
+@pytest.mark.parametrize("error", [NoSpace("full"), KeyboardInterrupt()])
+def test_a_store_that_could_not_be_finished_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    path = tmp_path / "store"
+    path.write_bytes(bytes(SIZE))
+    write = FileDevice.pwritev
+
+    def fails(device: FileDevice, offset: int, buffers: Sequence[Buffer]) -> None:
+        if offset >= 4 * SIZE:
+            raise error
+        write(device, offset, buffers)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileDevice, "pwritev", fails)
+        with pytest.raises(type(error)):
+            create(str(path), SIZE, 6)
+    assert not any(path.read_bytes())
+    create(str(path), SIZE, 6)
+
+
+def test_a_link_to_nothing_yet_is_followed(tmp_path: Path) -> None:
+    disks = tmp_path / "disks"
+    disks.mkdir()
+    (tmp_path / "middle").symlink_to("disks/store")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "middle")
+    rehearse(str(link), SIZE, 6)
+    assert not (disks / "store").exists()
+    sb = create(str(link), SIZE, 6)
+    assert opened(str(disks / "store")).sb == sb
+    assert link.is_symlink()
+    with pytest.raises(BadRequest, match=f"^{link} already holds a blockstore"):
+        create(str(link), SIZE, 6)
+
+
+def test_a_link_whose_target_could_not_be_made_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to("store")
+    monkeypatch.setattr(FileDevice, "pwritev", lambda *_: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        create(str(link), SIZE, 6)
+    assert link.is_symlink()
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("make", [create, rehearse])
+def test_a_link_that_leads_nowhere_is_told(tmp_path: Path, make: Callable[..., object]) -> None:
+    link = tmp_path / "link"
+    for target, kind, told in (
+        ("gone/store", NotFound, f"it is a link to {tmp_path}/gone/store, and there is no folder"),
+        ("link", NotFound, "Too many levels of symbolic links"),
+        (".", BadRequest, "Is a directory"),
+        ("file/store", NotFound, "Not a directory"),
+    ):
+        (tmp_path / "file").touch()
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+        with pytest.raises(kind) as caught:
+            make(str(link), SIZE, 6)
+        assert told in caught.value.message
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
+
+
 def test_a_store_in_use_is_not_formatted(path: str) -> None:
     before = Path(path).read_bytes()
     store = Blockstore.open(path, "shared")
@@ -200,6 +287,28 @@ def test_a_store_in_use_is_not_formatted(path: str) -> None:
         create(path, SIZE, 6, force=True)
     store.close()
     assert Path(path).read_bytes() == before
+
+
+def test_what_a_store_looks_at_does_not_grow_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "store")
+    create(path, 1 << 30, 100)
+    read: list[int] = []
+    preadv = FileDevice.preadv
+
+    def counted(device: FileDevice, offset: int, buffers: Sequence[bytearray]) -> None:
+        read.append(sum(map(len, buffers)))
+        preadv(device, offset, buffers)
+
+    monkeypatch.setattr(FileDevice, "preadv", counted)
+    store = Blockstore.open(path)
+    opening = sum(read)
+    assert opening <= 2 * BLOCK
+    used = [used_blocks(store, extent) for extent in range(1, 100)]
+    assert set(used) == {store.sb.overhead}
+    assert sum(read) - opening == 99 * 4 * BLOCK  # the bitmap of one takes 18
+    store.close()
 
 
 # -- opening ---------------------------------------------------------------------------

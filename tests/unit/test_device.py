@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from core.errors import (
     IoFailed,
     NoSpace,
     NotFound,
+    NotSupported,
     ParallaxError,
     ReadOnly,
     WouldBlock,
@@ -248,6 +250,74 @@ def test_resize_grows_and_never_shrinks(device: FileDevice) -> None:
     assert device.pread((1 << 20) - 4, 4) == bytes(4)
     with pytest.raises(ParallaxError, match=r"cannot make .* bytes long"):
         device.resize(1 << 62)
+
+
+def test_the_parts_of_a_file_that_take_space(tmp_path: Path, kind: Kind) -> None:
+    file = tmp_path / "file"
+    with open(file, "wb") as raw:
+        raw.truncate(16 * MIB)
+        for at in (0, 4 * MIB, 15 * MIB):
+            raw.seek(at)
+            raw.write(b"x" * MIB)
+    device = kind(str(file))
+    for low, high, expected in (
+        (0, 32, [(0, 2), (8, 10), (30, 32)]),
+        (1, 9, [(1, 2), (8, 9)]),
+        (10, 12, []),
+        (30, 46, [(30, 32)]),
+    ):
+        taken = device.taken(low * MIB // 2, (high - low) * MIB // 2)
+        assert taken is not None
+        assert [(a * 2 / MIB, b * 2 / MIB) for a, b in taken] == expected
+    device.close()
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_where_the_system_knows_no_holes_nothing_is_said(
+    device: FileDevice, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    real = os.lseek
+
+    def lseek(fd: int, offset: int, whence: int) -> int:
+        if whence in (os.SEEK_DATA, os.SEEK_HOLE):
+            raise OSError(code, os.strerror(code))
+        return real(fd, offset, whence)
+
+    monkeypatch.setattr(os, "lseek", lseek)
+    assert device.taken(4096, 8192) is None
+
+
+def test_a_file_that_is_cleared_is_zeros_of_the_same_size(device: FileDevice) -> None:
+    device.clear(lambda *_: None)
+    assert device.pread(0, device.size) == bytes(256 * 64)
+    assert os.stat(device.name).st_blocks == 0
+
+
+def test_a_disk_is_cleared_by_holes_or_by_zeros(
+    device: FileDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device.resize(300 * MIB)
+    device.is_disk = True
+    device.pwritev(200 * MIB, [b"x" * BLOCK])
+    told: list[tuple[int, int | None]] = []
+    device.clear(lambda done, total: told.append((done, total)))
+    assert told == [(at * MIB, 300 * MIB) for at in (0, 128, 256, 300)]
+    assert device.pread(200 * MIB, BLOCK) == bytes(BLOCK)
+
+    def no_holes(*_: object) -> None:
+        raise NotSupported("no holes")
+
+    zeroed: list[tuple[int, int]] = []
+
+    def ioctl(_fd: int, number: int, argument: bytes) -> None:
+        assert number == 0x127F  # BLKZEROOUT
+        zeroed.append(struct.unpack("=QQ", argument))
+
+    monkeypatch.setattr(device, "discard", no_holes)
+    monkeypatch.setattr("fcntl.ioctl", ioctl)
+    device.clear(lambda *_: None)
+    at = [0, 128 * MIB, 256 * MIB, 300 * MIB]
+    assert zeroed == [(low, high - low) for low, high in pairwise(at)]
 
 
 def test_closing_twice_does_nothing(path: str, kind: Kind) -> None:

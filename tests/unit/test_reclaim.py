@@ -6,15 +6,20 @@ import gc
 import os
 import random
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from support.memory import RecordingDevice
-from support.stores import live, noise, poke, small_store
+from support.memory import MemoryDevice, RecordingDevice
+from support.stores import live, memory_store, noise, poke, small_store
 
+from core.blockstore import Blockstore
 from core.check import check_store
+from core.device import BlockDevice
 from core.errors import Corrupt, InUse, NotSupported
-from core.format import BLOCK, BLOCK_MASK, DELETED, VdiRecord
+from core.extent import read_bitmap
+from core.format import BLOCK, BLOCK_MASK, DELETED, BitmapBlock, Superblock, VdiRecord
+from core.lock_master import LockMaster
 from core.radix import RadixMap
 from core.reclaim import KEEP_DELETED, Account
 from core.session import Session
@@ -395,6 +400,29 @@ def test_bitmaps_are_durable_before_space_is_given_back(
     assert calls.count("flush") == 1
 
 
+def given_back(session: Session, monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """The blocks that are given back from now on, each once."""
+    gone: set[int] = set()
+    real = session.store.device.discard
+
+    def discard(offset: int, length: int) -> None:
+        blocks = set(range(offset // BLOCK, (offset + length) // BLOCK))
+        assert not blocks & gone
+        gone.update(blocks)
+        real(offset, length)
+
+    monkeypatch.setattr(session.store.device, "discard", discard)
+    return gone
+
+
+def taking_space(session: Session) -> set[int]:
+    """The blocks for data and nodes that take space in the file of a store."""
+    taken = session.store.device.taken(0, session.store.sb.size)
+    assert taken is not None
+    blocks = (block for low, high in taken for block in range(low // BLOCK, -(-high // BLOCK)))
+    return {block for block in blocks if session.store.sb.holds_payload(block)}
+
+
 def test_no_block_that_is_reached_is_given_back(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -407,18 +435,144 @@ def test_no_block_that_is_reached_is_given_back(
     kept = set().union(*(reached(session, record) for record in session.registry.vdis()))
     plan = session.plan_collection()
     session.collect(plan)
-    gone: set[int] = set()
+    gone, taken = given_back(session, monkeypatch), taking_space(session)
+    assert plan.give_back() == len(gone)
+    assert not gone & kept
+    assert taken - kept <= gone
+    assert taking_space(session) == taken & kept
+
+
+def bitmaps_read(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """The extents whose bitmaps are read from now on."""
+    looked_at: set[int] = set()
+
+    def read(device: BlockDevice, sb: Superblock, extent: int) -> list[BitmapBlock]:
+        looked_at.add(extent)
+        return read_bitmap(device, sb, extent)
+
+    monkeypatch.setattr("core.extent.read_bitmap", read)
+    monkeypatch.setattr("core.give_back.read_bitmap", read)
+    return looked_at
+
+
+class Counting(MemoryDevice):
+    """A disk that counts what is given back."""
+
+    discarded = 0
+
+    def discard(self, offset: int, length: int) -> None:
+        self.discarded += length
+        super().discard(offset, length)
+
+
+def collected(session: Session) -> int:
+    """Collect and give back; return the blocks given back."""
+    with closing(session.plan_collection()) as plan:
+        session.collect(plan)
+        return plan.give_back()
+
+
+def test_a_disk_gives_back_what_was_ever_used_and_once_a_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    extent, extents = 4096, 200
+    device = Counting(extent * extents * BLOCK)
+    session = Session(memory_store(extent, extents, device), LockMaster())
+    sb = session.store.sb
+    looked_at = bitmaps_read(monkeypatch)
+    made(session, "stays", 20)
+    made(session, "goes", 20)
+    delete(session, "goes")
+    assert collected(session) == device.discarded // BLOCK == extent - sb.overhead - 21
+    assert collected(session) == 0
+    made(session, "more", 10)
+    assert collected(session) == extent - sb.overhead - 21 - 11
+    assert collected(session) == 0
+    session.close()
+    again = Session(Blockstore(device, LockMaster()), LockMaster())
+    assert collected(again) == extent - sb.overhead - 21 - 11
+    assert collected(again) == 0
+    assert looked_at <= {1, 2}  # the second is held ready for work that frees space
+
+
+def test_what_was_used_again_while_space_went_back_goes_the_next_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = Counting(4096 * 6 * BLOCK)
+    session = Session(memory_store(4096, 6, device), LockMaster())
+    made(session, "goes", 20)
+    delete(session, "goes")
+    real = device.discard
 
     def discard(offset: int, length: int) -> None:
-        blocks = set(range(offset // BLOCK, (offset + length) // BLOCK))
-        assert not blocks & gone
-        gone.update(blocks)
+        real(offset, length)
+        monkeypatch.undo()
+        made(session, "meanwhile", 5)
 
-    monkeypatch.setattr(session.store.device, "discard", discard)
-    assert plan.give_back() == len(gone)
-    sb = session.store.sb
-    payload = {block for block in range(sb.blocks) if sb.holds_payload(block)}
-    assert gone == payload - kept
+    monkeypatch.setattr(device, "discard", discard)
+    assert collected(session)
+    delete(session, "meanwhile")
+    session.collect()
+    first = min(run[0] for run in session.store.allocator.free_runs(1))
+    assert first in device.pages  # of the VDI that was deleted
+    assert collected(session)
+    assert first not in device.pages
+
+
+def test_a_file_gives_back_all_that_takes_space_for_nothing(tmp_path: Path) -> None:
+    path = small_store(tmp_path, 4096)
+    with Session.open(path) as session:
+        made(session, "stays", 20)
+        made(session, "goes", 20)
+        delete(session, "goes")
+    Path(path).write_bytes(Path(path).read_bytes())  # no holes any more
+    with Session.open(path) as session:
+        assert collected(session) == 5 * (4096 - session.store.sb.overhead) - 21
+        assert len(taking_space(session)) == 21
+        assert collected(session) == 0
+        assert not check_store(session.store).damaged
+
+
+def test_a_collection_is_in_proportion_to_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = small_store(tmp_path, 4096, 1000)  # 16 GiB
+    with Session.open(path) as session:
+        made(session, "stays", 20)
+    looked_at = bitmaps_read(monkeypatch)
+    with Session.open(path) as session:
+
+        def discard(offset: int, length: int) -> None:
+            pytest.fail(f"{length} bytes at {offset} were given back")
+
+        monkeypatch.setattr(session.store.device, "discard", discard)
+        assert collected(session) == 0
+    assert looked_at <= {1, 2}  # the second is held ready for work that frees space
+
+
+def test_leaks_in_an_extent_whose_claim_was_lost_are_found() -> None:
+    """A crash may lose the header and keep the bitmap that was written with it."""
+    device = MemoryDevice(64 * 6 * BLOCK)
+    session = Session(memory_store(64, 6, device), LockMaster())
+    formatted = dict(device.pages)
+    made(session, "disk", 20)
+    session.close()
+    start = session.store.sb.extent_start(1)
+    device.pages = {**formatted, **{n: device.pages[n] for n in range(start + 2, start + 4)}}
+    session = Session(Blockstore(device, LockMaster()), LockMaster())
+    assert (session.collect(), session.collect()) == (21, 0)
+
+
+def test_a_bitmap_that_is_wrong_costs_nothing(path: str) -> None:
+    with Session.open(path) as session:
+        record = made(session, "disk", 20)
+    with Session.open(path) as session:
+        blocks = sorted(reached(session, record))
+        session.store.allocator.borrow(1)
+        session.store.allocator.release(blocks[3:9])  # free, it says
+        before = session.live_image(record).read(0, 1 << 20)
+        assert collected(session) == 0
+        assert session.live_image(record).read(0, 1 << 20) == before
 
 
 def test_a_snapshot_that_is_read_stays_until_that_ends(session: Session) -> None:
