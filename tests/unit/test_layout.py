@@ -72,6 +72,8 @@ ORDER = (
     "answering",
     "beside",
     "session",
+    "signatures",
+    "qemu_img",
     "source",
     "transfer",
     "findings",
