@@ -160,7 +160,7 @@ def _tables_end(path: str) -> int:
         entries = -(-size >> bits)
         table = os.pread(fd, min(8 * entries, os.fstat(fd).st_size), l1)
         found = struct.iter_unpack(">Q", table[: len(table) & -8])
-        return max(l1 + 8 * entries, *(at + (8 << l2_bits) for (at,) in found if at), 0)
+        return int(max(l1 + 8 * entries, *(at + (8 << l2_bits) for (at,) in found if at), 0))
     finally:
         os.close(fd)
 

@@ -22,6 +22,7 @@ from plxsh.context import Settings, cache_mode, pass_settings
 from plxsh.groups import Command
 from plxsh.guard import guarded
 from plxsh.params import FILE, SIZE, SNAPSHOT, VDI, WordsArgument
+from plxsh.signals import ending_in_order
 
 _COUNT_EVERY: Final = 256
 
@@ -69,7 +70,7 @@ def run(tool: Tool, args: Sequence[str]) -> int:
     def command() -> Any:
         return tool.main(list(args), tool.name, standalone_mode=False, obj=settings)
 
-    return guarded(command, settings, tool.name or "")
+    return ending_in_order(lambda: guarded(command, settings, tool.name or ""))
 
 
 # -- making ----------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 import click
 
 from core.errors import BadRequest, Interrupted, NotFound
+from plxsh.signals import ended_by
 
 if TYPE_CHECKING:
     from core.blockstore import Blockstore, Mode
@@ -254,8 +255,10 @@ class Settings:
         how = f"This cannot be undone. Type {typed} to go on" if typed else "Go on? [y/N]"
         try:
             answer = click.prompt(f"{loss}. {how}", default="", show_default=False, err=True)
-        except click.Abort:  # Ctrl-C or Ctrl-D, which leave the cursor behind the question
-            click.echo(err=True)
+        except click.Abort as abort:
+            if ended_by(abort):
+                raise
+            click.echo(err=True)  # Ctrl-C and Ctrl-D leave the cursor behind the question
             answer = ""
         sure = answer == typed if typed else answer.strip().lower() in ("y", "yes")
         if not sure:

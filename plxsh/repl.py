@@ -7,6 +7,7 @@ import click
 from plxsh.config_check import complaints
 from plxsh.interpreter import Interpreter
 from plxsh.prompt.reader import LineReader, PlainReader, can_edit
+from plxsh.signals import Ended
 
 _INTERRUPTED = 130
 
@@ -28,6 +29,8 @@ def interact(shell: Interpreter) -> int:
         except EOFError:
             click.echo(err=True)
             break
+        except Ended:
+            raise
         except KeyboardInterrupt:
             status = _INTERRUPTED
     return 0
