@@ -93,7 +93,8 @@ def cli(
     Of several commands (-c, -f, scripts) the first error ends the rest.
 
     Exit status: 0 done, 1 the answer is no, 2 usage, 3 not found, 4 in use, 5 I/O error or
-    damage, 6 no space, 130 interrupted, 128 and its number if another signal ended it.
+    damage, 6 no space, 130 interrupted, 143 ended by SIGTERM (128 and its number
+    for every signal).
     """
     settings.look()
     if ctx.invoked_subcommand is not None:
