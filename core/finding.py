@@ -71,6 +71,12 @@ def find_snapshot(store: Blockstore, reference: str) -> Snapshot:
     """Return the snapshot that a reference names; see `Session.find_snapshot`."""
     vdi, at, label = reference.rpartition("@")
     where = parse_snapshot_id(label)
+    if at and not (vdi and label):
+        raise BadRequest(
+            f"{reference!r} names no snapshot: there is nothing {'behind' if vdi else 'before'}"
+            " the '@'",
+            "write VDI@LABEL or VDI@BLOCK.OFFSET; 'plxsh snap list VDI' shows those of a VDI",
+        )
     if where is None and not at:
         raise BadRequest(
             f"{reference!r} names no snapshot", "write BLOCK.OFFSET, VDI@LABEL or BLOCK OFFSET"

@@ -9,11 +9,15 @@ import resource
 import socket
 import ssl
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from core.device import io_error
 from core.errors import BadRequest, InUse, NotFound
+
+MOST_SOCKET_PATH: Final = 107
+"""Bytes of a Unix socket's path that the kernel takes, and with it every program."""
 
 _BACKLOG: Final = 128
 _UNIX_BUFFER: Final = 4 << 20
@@ -24,36 +28,69 @@ _CA, _CERT, _KEY = "ca-cert.pem", "server-cert.pem", "server-key.pem"
 def listen_unix(path: str) -> socket.socket:
     """Listen on a Unix socket that only this user may connect to.
 
-    A socket file that nobody listens on any more is replaced.
+    A socket file that nobody listens on any more is replaced. The path may be longer than
+    other programs can connect to: see `short_path`.
 
     Raises:
         InUse: somebody listens there.
         BadRequest: something else has that path, or it is too long.
         NotFound, ReadOnly: the folder is missing or cannot be written to.
     """
-    _remove_stale(path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    mask = os.umask(0o177)
     try:
-        sock.bind(path)
-        sock.listen(_BACKLOG)
+        with short_path(path) as short:
+            _remove_stale(short, path)
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            mask = os.umask(0o177)
+            try:
+                sock.bind(short)
+                sock.listen(_BACKLOG)
+            except BaseException:
+                sock.close()
+                raise
+            finally:
+                os.umask(mask)
     except OSError as error:
-        sock.close()
-        if error.errno is None:
-            raise BadRequest(
-                f"the path {path} is too long for a socket", "use a shorter"
-            ) from error
         raise io_error(error, f"cannot listen on {path}") from error
-    finally:
-        os.umask(mask)
     return sock
 
 
-def _remove_stale(path: str) -> None:
-    """Remove a socket file that a server left behind."""
+def check_socket_path(path: str, most: int = MOST_SOCKET_PATH) -> None:
+    """Raise BadRequest if the path of a Unix socket has more than `most` bytes."""
+    size = len(os.fsencode(path))
+    if size > most:
+        raise BadRequest(
+            f"a socket path has at most {most} bytes, {path} has {size}",
+            "use a shorter one; PARALLAX_RUN_DIR names the folder of the usual one",
+        )
+
+
+@contextmanager
+def short_path(path: str) -> Iterator[str]:
+    """Yield a path of a Unix socket that the kernel takes, however long the real one is.
+
+    Raises:
+        BadRequest: even the name in its folder is too long.
+        OSError: there is no such folder.
+    """
+    if len(os.fsencode(path)) <= MOST_SOCKET_PATH:
+        yield path
+        return
+    folder, name = os.path.split(path)
+    fd = os.open(folder or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        short = f"/proc/self/fd/{fd}/{name}"
+        if len(os.fsencode(short)) > MOST_SOCKET_PATH:
+            check_socket_path(path)
+        yield short
+    finally:
+        os.close(fd)
+
+
+def _remove_stale(path: str, name: str) -> None:
+    """Remove a socket file that a server left behind; `name` is what the user called it."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise BadRequest(f"{path} exists and is no socket", "choose another path")
+            raise BadRequest(f"{name} exists and is no socket", "choose another path")
     except OSError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -62,9 +99,9 @@ def _remove_stale(path: str) -> None:
         except ConnectionRefusedError:
             os.unlink(path)
         except OSError as error:
-            raise io_error(error, f"cannot look at {path}") from error
+            raise io_error(error, f"cannot look at {name}") from error
         else:
-            raise InUse(f"a server listens on {path} already", "stop it, or choose another path")
+            raise InUse(f"a server listens on {name} already", "stop it, or choose another path")
 
 
 def listen_tcp(host: str, port: int, public: bool, instead: str = _WITH_TLS) -> list[socket.socket]:

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 import ssl
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Final, NoReturn
 
 from websockets.client import ClientProtocol
@@ -32,7 +30,6 @@ SUBPROTOCOL: Final = Subprotocol("parallax-lock-1")
 _CHUNK: Final = 64 << 10
 _MOST_UNREAD: Final = MOST_BYTES_BACK
 """Bytes that wait for the other side to read them."""
-_MOST_UNIX_PATH: Final = 107
 _POLICY: Final = 1008
 
 _silent = logging.getLogger(f"{__name__}.protocol")
@@ -311,17 +308,3 @@ async def streams(
         sock.close()
         raise
     return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
-
-
-@contextmanager
-def short_path(path: str) -> Iterator[str]:
-    """Yield a path of a Unix socket that the kernel takes, however long the real one is."""
-    if len(os.fsencode(path)) <= _MOST_UNIX_PATH:
-        yield path
-        return
-    folder, name = os.path.split(path)
-    fd = os.open(folder or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{fd}/{name}"
-    finally:
-        os.close(fd)

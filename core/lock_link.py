@@ -19,8 +19,9 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 from core.errors import BadRequest, IoFailed, ParallaxError
+from core.listen import short_path
 from core.lock_auth import Seal, is_proof, new_nonce, pack, proof, unpack
-from core.lock_channel import Channel, Gone, Refusal, client_channel, short_path, streams
+from core.lock_channel import Channel, Gone, Refusal, client_channel, streams
 from core.lock_client import LockClient
 from core.lock_messages import Request
 from core.lock_timing import now

@@ -31,7 +31,7 @@ from typing import Final
 from core.errors import BadRequest
 from core.listen import listen_tcp, listen_unix
 from core.lock_auth import Seal, is_proof, new_nonce, pack, proof, server_tls, unpack
-from core.lock_channel import Channel, Gone, Refusal, server_channel, short_path, streams
+from core.lock_channel import Channel, Gone, Refusal, server_channel, streams
 from core.lock_epoch import Epochs
 from core.lock_here import LocksHere
 from core.lock_master import HERE, LockMaster
@@ -135,8 +135,7 @@ class LockService:
             self._listeners += listen_tcp(*listen, safe, _OR_KEY)
         try:
             if unix:
-                with short_path(unix) as path:
-                    self._listeners.append(listen_unix(path))
+                self._listeners.append(listen_unix(unix))
             here = Who(HERE, printable(socket.gethostname()), os.getpid(), printable(purpose))
             self.master = LockMaster(timing, epochs, now(), alone=alone, store=store, here=here)
         except BaseException:

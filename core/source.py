@@ -3,57 +3,34 @@
 An image is a raw file, a block device, a pipe, standard input (`-`), or a file in any
 format that qemu-img reads, which converts it into a file without a name.
 
-A guest decides what the first bytes of its disk are, so these bytes alone must never make
-the host open other files. An image is raw unless the user names a format; the one
-exception is a regular file that starts as a qcow2 image and refers to no other file.
-Whatever else looks like an image format is refused until the user says what it is.
+Which format that is, is for the user to say: `core.signatures`. What is no image at all, is
+damaged, or does not have the size that it claims is an error, never a disk with zeros in it.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import mmap
 import os
-import re
 import stat
-import struct
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple
 
 from core.device import io_error
-from core.errors import BadRequest, IoFailed, NoSpace, NotFound, ParallaxError
+from core.errors import BadRequest, IoFailed, ParallaxError
 from core.format import BLOCK, blocks_for
 from core.progress import Progress, silent
+from core.qemu_img import convert, refuse_damaged, scratch, virtual_size
+from core.signatures import LOOK, RAW, format_of, refuse_formatted_stream
 
 CHUNK: Final = 4 << 20
 """Bytes read and written at once; whole leaves of the radix map."""
 
-RAW: Final = "raw"
 STREAM: Final = "-"
 """The name of standard input and output."""
 
 _SMALL_HOLE: Final = 64 << 10
-_QCOW2: Final = "qcow2"
-_MAGICS: Final = (
-    (0, b"QFI\xfb", _QCOW2),
-    (0, b"QED\0", "qed"),
-    (0, b"KDMV", "vmdk"),
-    (0, b"COWD", "vmdk"),
-    (0, b"# Disk DescriptorFile", "vmdk"),
-    (0, b"vhdxfile", "vhdx"),
-    (0, b"conectix", "vpc"),
-    (64, b"\x7f\x10\xda\xbe", "vdi"),
-    (0, b"WithoutFreeSpace", "parallels"),
-    (0, b"WithouFreSpacExt", "parallels"),
-)
-_LOOK: Final = 128
-_QCOW2_HEADER: Final = struct.Struct(">4sIQ56xQ")
-_QCOW2_DATA_FILE: Final = 1 << 2
-_PERCENT: Final = re.compile(r"\(([\d.]+)/100%\)")
 
 
 class Piece(NamedTuple):
@@ -78,10 +55,25 @@ class RawFile:
     """
 
     def __init__(self, fd: int, name: str) -> None:
-        """Take an open file, which stays the caller's."""
+        """Take an open file, which stays the caller's; BadRequest if it has no size."""
         self.name = name
-        self.size = os.lseek(fd, 0, os.SEEK_END)
         self._fd = fd
+        try:
+            self.size = self._size_now()
+        except OSError:  # the files of /proc are made up while they are read
+            raise no_image(name, "has no size") from None
+
+    def ends(self) -> tuple[bytes, bytes]:
+        """Return the first and the last bytes of it, as `core.signatures` wants them."""
+        return self._part(0), self._part(max(0, self.size - LOOK))
+
+    def _part(self, offset: int) -> bytes:
+        part = memoryview(bytearray(min(LOOK, self.size - offset)))
+        self._read(offset, part)
+        return bytes(part)
+
+    def _size_now(self) -> int:
+        return os.lseek(self._fd, 0, os.SEEK_END)
 
     def pieces(self) -> Iterator[Piece]:
         """Yield all of it in order; a hole is one piece, data comes in parts of `CHUNK`."""
@@ -127,15 +119,22 @@ class RawFile:
             except OSError as error:
                 raise io_error(error, f"cannot read {self.name} at byte {offset}") from error
             if not got:
-                raise self._changed(offset)
+                raise self._ended(offset)
             buffer = buffer[got:]
             offset += got
 
     def check_complete(self) -> None:
         """Raise IoFailed if it does not have the size any more that it had."""
-        size = os.lseek(self._fd, 0, os.SEEK_END)
+        size = self._size_now()
         if size != self.size:
             raise self._changed(size)
+
+    def _ended(self, offset: int) -> ParallaxError:
+        """Return the error for a file that has no more bytes at `offset`."""
+        size = self._size_now()
+        if size == self.size:
+            return no_image(self.name, f"ends after {offset} of the {size} bytes that it claims")
+        return self._changed(size)
 
     def _changed(self, size: int) -> IoFailed:
         return IoFailed(
@@ -159,11 +158,14 @@ class RawStream:
         """Yield all of it in order, in parts of `CHUNK`."""
         buffer = new_buffer()
         position = 0
+        tail = b""
         got = CHUNK
         while got == CHUNK:
             got = self._read(buffer)
-            if position == 0 and self._format is None:
-                _format_of(bytes(buffer[: min(got, _LOOK)]), self.name, False)
+            if self._format is None:
+                head = b"" if position else bytes(buffer[: min(got, LOOK)])
+                tail = (tail + bytes(buffer[max(0, got - LOOK) : got]))[-LOOK:]
+                refuse_formatted_stream(head, b"" if got == CHUNK else tail, self.name)
             if got:
                 yield Piece(position, got, buffer[:got])
             position += got
@@ -204,16 +206,13 @@ def opened(
         converting: told about bytes that are converted before there is anything to read.
     """
     if source == STREAM:
-        refuse_store(store, "standard input", os.fstat(0))
-        yield _stream(0, "standard input", image_format)
+        yield _standard_input(image_format, store)
         return
     with _file(source, store) as fd:
         if stat.S_ISFIFO(os.fstat(fd).st_mode):
             yield _stream(fd, source, image_format)
             return
-        actual = _actual_format(fd, source, image_format)
-        size = _size(fd, source, actual)
-        check_limit(source, size, limit)
+        actual, size = _examined(fd, source, image_format, limit)
         if actual == RAW:
             yield RawFile(fd, source)
             return
@@ -231,23 +230,24 @@ def measured(
     What `opened` refuses before it converts or reads is refused here as well.
     """
     if source == STREAM:
-        refuse_store(store, "standard input", os.fstat(0))
-        return _stream(0, "standard input", image_format).size
+        return _standard_input(image_format, store).size
     with _file(source, store) as fd:
         if stat.S_ISFIFO(os.fstat(fd).st_mode):
             return _stream(fd, source, image_format).size
-        size = _size(fd, source, _actual_format(fd, source, image_format))
-        check_limit(source, size, limit)
-        return size
+        return _examined(fd, source, image_format, limit)[1]
 
 
 @contextmanager
 def _file(source: str, store: str) -> Iterator[int]:
     """Open a file, device or pipe that is not the store."""
+    what = f"cannot read {source}"
     try:
+        mode = os.stat(source).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode) or stat.S_ISFIFO(mode)):
+            raise no_image(source, f"is {_KINDS.get(stat.S_IFMT(mode), 'no file')}")
         fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise io_error(error, f"cannot read {source}") from error
+        raise io_error(error, what) from error
     try:
         refuse_store(store, source, os.fstat(fd))
         yield fd
@@ -255,34 +255,49 @@ def _file(source: str, store: str) -> Iterator[int]:
         os.close(fd)
 
 
-def _actual_format(fd: int, source: str, image_format: str | None) -> str:
-    """Return the format of an open file or device, that which the user named if any."""
-    mode = os.fstat(fd).st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-        raise BadRequest(
-            f"{source} is no image", "name a file, a block device or a pipe, or - to read one"
-        )
-    if not RawFile(fd, source).size:
+_KINDS: Final = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def _examined(fd: int, source: str, image_format: str | None, limit: int | None) -> tuple[str, int]:
+    """Return the format of an open file or device, and the bytes of the disk in it.
+
+    Raises:
+        BadRequest: it is empty, too large, or the user has to say what it is.
+        IoFailed: it is damaged or cut short.
+    """
+    file = RawFile(fd, source)
+    if not file.size:
         raise empty(source)
-    return image_format or _format_of(os.pread(fd, _LOOK, 0), source, stat.S_ISREG(mode))
+    regular = stat.S_ISREG(os.fstat(fd).st_mode)
+    actual = image_format or format_of(*file.ends(), source, regular)
+    size = file.size if actual == RAW else virtual_size(source, actual)
+    check_limit(source, size, limit)
+    if actual != RAW:
+        refuse_damaged(source, actual)
+    return actual, size
 
 
-def _size(fd: int, source: str, image_format: str) -> int:
-    """Return the bytes of the disk that an open file or device holds."""
-    if image_format == RAW:
-        return RawFile(fd, source).size
-    # A relative path could look like a protocol to qemu-img.
-    path = os.path.abspath(source)
-    info = json.loads(qemu_img("info", "--output=json", "-f", image_format, path))
-    size = info["virtual-size"]
-    assert isinstance(size, int)
-    return size
+def _standard_input(image_format: str | None, store: str) -> RawStream:
+    """Return what stands for `-`."""
+    name = "standard input"
+    status = os.fstat(0)
+    refuse_store(store, name, status)
+    nothing = os.path.samestat(status, os.stat(os.devnull))  # it is empty, and ends
+    if stat.S_ISCHR(status.st_mode) and not nothing:
+        kind = "a terminal" if os.isatty(0) else "a character device"
+        raise BadRequest(f"{name} is {kind}", "redirect it, as in 'plxsh vdi fill VDI - < FILE'")
+    return _stream(0, name, image_format)
 
 
 def _stream(fd: int, name: str, image_format: str | None) -> RawStream:
     if image_format not in (None, RAW):
         raise BadRequest(
-            f"a {image_format} image cannot be read from {name}", "put it into a file first"
+            f"a {image_format} image cannot be read from {name}",
+            "save it to a file and name that",
         )
     return RawStream(fd, name, image_format)
 
@@ -303,137 +318,13 @@ def check_limit(name: str, size: int, limit: int | None) -> None:
         )
 
 
-def empty(name: str) -> BadRequest:
-    """Return the error for an image without a single byte: a mistake before this one."""
-    return BadRequest(f"{name} is empty", "check what should have written it")
-
-
-# -- other formats ---------------------------------------------------------------------
-
-
-def _format_of(head: bytes, name: str, regular: bool) -> str:
-    """Return what an image is whose format the user did not name; see the module.
-
-    Raises:
-        BadRequest: the user has to say.
-    """
-    found = next((kind for at, magic, kind in _MAGICS if head.startswith(magic, at)), RAW)
-    if found == RAW:
-        return RAW
-    if regular and found == _QCOW2 and _stands_alone(head):
-        return _QCOW2
-    raise BadRequest(
-        f"{name} looks like a {found} image",
-        f"say --format {found} to have it converted, or --format raw to take it as it is",
+def no_image(name: str, why: str) -> BadRequest:
+    """Return the error for what has no bytes that a disk could be made of."""
+    return BadRequest(
+        f"{name} is no image: it {why}", "name a file, a block device or a pipe, or - to read one"
     )
 
 
-def _stands_alone(head: bytes) -> bool:
-    """Say whether a qcow2 image refers to no backing file and no data file."""
-    if len(head) < _QCOW2_HEADER.size:
-        return False
-    _, version, backing, incompatible = _QCOW2_HEADER.unpack_from(head)
-    if version == 2:
-        incompatible = 0  # its header is shorter
-    return version in (2, 3) and not backing and not incompatible & _QCOW2_DATA_FILE
-
-
-@contextmanager
-def scratch(folder: str | None = None) -> Iterator[int]:
-    """Make an empty file without a name, which vanishes however this process ends."""
-    folder = folder or tempfile.gettempdir()
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context(tempfile.TemporaryFile(dir=folder))
-        except OSError as error:
-            raise io_error(error, f"cannot write in {folder}") from error
-        yield file.fileno()
-
-
-def convert(
-    source: str,
-    source_format: str,
-    target: str,
-    target_format: str,
-    size: int,
-    progress: Progress = silent,
-    keep: tuple[int, ...] = (),
-) -> None:
-    """Have qemu-img write an image to a file that is there and reads as zeros, sparse.
-
-    Args:
-        source: path of the image.
-        source_format: its format.
-        target: path of the file; its format may need no header, or makes its own.
-        target_format: what to write.
-        size: bytes of the disk in the image.
-        progress: told about bytes of that disk.
-        keep: descriptors that the paths name.
-    """
-
-    def heard(text: str) -> None:
-        said = _PERCENT.findall(text)
-        if said:
-            progress(min(size, int(size * float(said[-1]) / 100)), size)
-
-    # With -n qemu-img writes into the file as it is; other formats it has to make itself.
-    raw = ("-n", "--target-is-zero") if target_format == RAW else ()
-    paths = (os.path.abspath(source), os.path.abspath(target))
-    qemu_img(
-        "convert", "-p", *raw, "-f", source_format, "-O", target_format, *paths,
-        keep=keep, heard=heard,
-    )  # fmt: skip
-
-
-def _ignore(text: str) -> None:
-    """Hear nothing."""
-
-
-def qemu_img(
-    *arguments: str, keep: tuple[int, ...] = (), heard: Callable[[str], None] = _ignore
-) -> str:
-    """Run qemu-img and return what it prints.
-
-    Args:
-        arguments: what follows its name.
-        keep: descriptors that it inherits.
-        heard: told what it prints, piece by piece; may raise KeyboardInterrupt to stop it.
-    """
-    said: list[str] = []
-    with tempfile.TemporaryFile() as complaints:
-        try:
-            process = subprocess.Popen(
-                ["qemu-img", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=complaints,
-                pass_fds=keep,
-                env={**os.environ, "LC_ALL": "C"},
-            )
-        except FileNotFoundError as error:
-            raise NotFound(
-                "other formats than raw need qemu-img, which is not installed",
-                "install the Debian package qemu-utils",
-            ) from error
-        with process:
-            assert process.stdout is not None
-            try:
-                while piece := os.read(process.stdout.fileno(), 1 << 16):
-                    said.append(piece.decode(errors="replace"))
-                    heard(said[-1])
-                process.wait()
-            except BaseException:
-                process.kill()
-                raise
-        if process.returncode:
-            complaints.seek(0)
-            raise _failure(complaints.read().decode(errors="replace"))
-    return "".join(said)
-
-
-def _failure(said: str) -> ParallaxError:
-    """Return the error that the last line of what qemu-img complained about stands for."""
-    line = (said.strip().splitlines() or ["qemu-img failed without a word"])[-1]
-    if os.strerror(errno.ENOSPC) in line:
-        return NoSpace(line, "free space there, or set TMPDIR to another folder")
-    return BadRequest(line, "check the file and its format")
+def empty(name: str) -> BadRequest:
+    """Return the error for an image without a single byte: a mistake before this one."""
+    return BadRequest(f"{name} is empty", "check what should have written it")

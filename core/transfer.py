@@ -11,6 +11,7 @@ says how much of it. `export` puts a file in its place when it is complete.
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -25,21 +26,19 @@ from core.errors import BadRequest, Different, Interrupted, ParallaxError
 from core.format import BLOCK, blocks_for
 from core.image import Extent, Image
 from core.progress import Progress, silent
+from core.qemu_img import convert, refuse_unfit, scratch
 from core.session import Session
+from core.signatures import RAW
 from core.source import (
     CHUNK,
-    RAW,
     STREAM,
     Piece,
     Source,
     check_limit,
-    convert,
     empty,
     new_buffer,
     opened,
-    qemu_img,
     refuse_store,
-    scratch,
 )
 from core.vdi import Vdi
 
@@ -291,7 +290,7 @@ def export(
     """Write a VDI or snapshot to an image file, durably.
 
     Holes stay holes in a file; a block device is overwritten with zeros there, and keeps
-    what lies behind the image. Formats other than raw may round the size up to 512 bytes.
+    what lies behind the image. A format that cannot hold exactly this size is refused.
 
     Args:
         contents: what to write.
@@ -302,7 +301,8 @@ def export(
         converting: told about bytes of it that qemu-img has converted, after that.
 
     Raises:
-        BadRequest: the target exists and `force` is not set, or it cannot be one.
+        BadRequest: the target exists and `force` is not set, or it cannot be one, or the
+            format has no such size.
         NotFound: its folder does not exist, or there is no qemu-img.
         Interrupted: KeyboardInterrupt; the message says what that left.
         NoSpace, IoFailed, ReadOnly: it could not be written; no file is left behind.
@@ -358,9 +358,8 @@ def check_target(contents: Image, target: str, image_format: str, force: bool) -
         os.stat(os.path.dirname(path))
     except OSError as error:
         raise io_error(error, f"cannot write {path}") from error
-    if image_format != RAW:
-        # It knows the format, or says now that it does not and not after all is read.
-        qemu_img("create", "-f", image_format, "-o", "help")
+    if image_format != RAW:  # said now, and not after all is read
+        refuse_unfit(image_format, contents.size)
 
 
 def would_lose(target: str) -> bool:
@@ -381,30 +380,37 @@ def _plain_only(image_format: str, where: str) -> None:
 def _export_file(
     contents: Image, path: str, image_format: str, progress: Progress, converting: Progress
 ) -> None:
-    """Write a new file beside the target, then put it in its place."""
+    """Write a new file in a folder beside the target, then put it in its place.
+
+    It has its name from the beginning: a VMDK names itself.
+    """
     folder, name = os.path.split(path)
     what = f"cannot write {path}"
     try:
-        fd, part = tempfile.mkstemp(".part", f".{name[:200]}.", folder)
+        aside = tempfile.mkdtemp(".part", f".{name[:200]}.", folder)
     except OSError as error:
         raise io_error(error, what) from error
+    part = os.path.join(aside, name)
     try:
-        if image_format == RAW:
-            _write_sparse(contents, fd, what, progress)
-        else:
-            with scratch(folder) as raw:
-                _write_sparse(contents, raw, what, progress)
-                image = f"/dev/fd/{raw}"
-                convert(image, RAW, part, image_format, contents.size, converting, keep=(raw,))
-        os.fsync(fd)
+        fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            if image_format == RAW:
+                _write_sparse(contents, fd, what, progress)
+            else:
+                with scratch(aside) as raw:
+                    _write_sparse(contents, raw, what, progress)
+                    image = f"/dev/fd/{raw}"
+                    size = contents.size
+                    convert(image, RAW, part, image_format, size, converting, keep=(raw,))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
         os.replace(part, path)
         sync_folder(path)
     except OSError as error:
         raise io_error(error, what) from error
     finally:
-        os.close(fd)
-        with suppress(FileNotFoundError):
-            os.unlink(part)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write_sparse(contents: Image, fd: int, what: str, progress: Progress) -> None:

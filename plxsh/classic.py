@@ -8,6 +8,7 @@ made from; a tool that is called is the whole program.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -16,7 +17,7 @@ from typing import Any, Final
 
 import click
 
-from core.errors import Fenced, InUse
+from core.errors import Fenced, InUse, ParallaxError
 from core.text import printable
 from plxsh import streams
 from plxsh.context import Settings, cache_mode, pass_settings
@@ -24,8 +25,10 @@ from plxsh.groups import Command
 from plxsh.guard import guarded
 from plxsh.params import FILE, SIZE, SNAPSHOT, VDI, WordsArgument
 from plxsh.progress import Progress
+from plxsh.signals import ending_in_order
 
 _COUNT_EVERY: Final = 256
+_OPTION: Final = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 
 
 class Tool(Command):
@@ -69,9 +72,20 @@ def run(tool: Tool, args: Sequence[str]) -> int:
     streams.prepare()
 
     def command() -> Any:
-        return tool.main(list(args), tool.name, standalone_mode=False, obj=settings)
+        try:
+            return tool.main(list(args), tool.name, standalone_mode=False, obj=settings)
+        except ParallaxError as error:
+            error.hint = _possible(tool, error.hint)
+            raise
 
-    return guarded(command, settings, tool.name or "")
+    return ending_in_order(lambda: guarded(command, settings, tool.name or ""))
+
+
+def _possible(tool: Tool, hint: str) -> str:
+    """Return a hint that says so where it advises an option that only `plxsh` has."""
+    known = {name for param in tool.params for name in param.opts}
+    lacks = any(option not in known for option in _OPTION.findall(hint))
+    return f"with plxsh: {hint}" if lacks and "plxsh" not in hint else hint
 
 
 # -- making ----------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from plxsh.groups import LazyGroup
 from plxsh.guard import guarded
 from plxsh.options import before_commands
 from plxsh.params import FILE
+from plxsh.signals import ending_in_order
 
 COMMANDS: Final = {
     "store": "plxsh.commands.store:store",
@@ -92,7 +93,8 @@ def cli(
     Of several commands (-c, -f, scripts) the first error ends the rest.
 
     Exit status: 0 done, 1 the answer is no, 2 usage, 3 not found, 4 in use, 5 I/O error or
-    damage, 6 no space, 130 interrupted.
+    damage, 6 no space, 130 interrupted, 143 ended by SIGTERM (128 and its number
+    for every signal).
     """
     settings.look()
     if ctx.invoked_subcommand is not None:
@@ -130,4 +132,4 @@ def run(args: Sequence[str]) -> int:
     def command() -> Any:
         return cli.main(list(args), "plxsh", standalone_mode=False, obj=settings)
 
-    return guarded(command, settings, "plxsh")
+    return ending_in_order(lambda: guarded(command, settings, "plxsh"))

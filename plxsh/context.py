@@ -18,6 +18,7 @@ import click
 
 from core.errors import BadRequest, Interrupted, NotFound
 from core.text import printable
+from plxsh.signals import ended_by
 from plxsh.streams import tell
 
 if TYPE_CHECKING:
@@ -271,8 +272,10 @@ class Settings:
         how = f"This cannot be undone. Type {typed} to go on" if typed else "Go on? [y/N]"
         try:
             answer = click.prompt(f"{loss}. {how}", default="", show_default=False, err=True)
-        except click.Abort:  # Ctrl-C or Ctrl-D, which leave the cursor behind the question
-            tell()
+        except click.Abort as abort:
+            if ended_by(abort):
+                raise
+            tell()  # Ctrl-C and Ctrl-D leave the cursor behind the question
             answer = ""
         sure = answer == typed if typed else answer.strip().lower() in ("y", "yes")
         if not sure:

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any, Final, Literal
 
 import click
+from click.core import ParameterSource
 
 from plxsh.context import Settings
 from plxsh.options import behind_command
@@ -77,6 +78,19 @@ class Command(click.Command):
         Raises:
             click.UsageError: they do not fit the command.
         """
+        rest = self._parse(ctx, args)
+        self._refuse_empty(ctx)
+        return rest
+
+    def _refuse_empty(self, ctx: click.Context) -> None:
+        """Refuse words without a character: the empty variable of a script names nothing."""
+        for param in () if self.hidden else self.get_params(ctx):
+            value = ctx.params.get(param.name)
+            given = ctx.get_parameter_source(param.name) is ParameterSource.COMMANDLINE
+            if given and (value == "" or (isinstance(value, tuple) and "" in value)):
+                raise click.BadParameter("the value is empty", ctx, param)
+
+    def _parse(self, ctx: click.Context, args: list[str]) -> list[str]:
         settings = ctx.find_object(Settings)
         try:
             return super().parse_args(ctx, list(args))

@@ -21,6 +21,7 @@ from core.errors import Interrupted, ParallaxError
 from core.text import printable
 from plxsh import streams, usage
 from plxsh.context import Settings
+from plxsh.signals import Ended, ended_by
 from plxsh.streams import forget
 
 BROKEN_PIPE: Final = 141
@@ -36,38 +37,54 @@ def guarded(command: Callable[[], Any], settings: Settings, program: str) -> int
         command: returns its exit status, anything else for 0.
         settings: form of the error, and which command runs.
         program: what the line begins with.
+
+    Raises:
+        Ended: a signal ends the program; it was told.
     """
     before = sys.stdout, sys.stderr
     try:
         status = command()
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
-    except click.exceptions.NoArgsIsHelpError as error:
-        streams.tell(error.format_message())
-        return 2
-    except click.ClickException as error:
-        called = f"{program.partition(':')[0]} {settings.command}".rstrip()
-        return _tell(settings, program, "usage", *usage.told(error, called), error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        return tell(settings, program, Interrupted("interrupted"))
-    except ParallaxError as error:
-        return tell(settings, program, error)
-    except BrokenPipeError:
-        return _unread(settings, program)
-    except SystemExit:  # click's own answer to a pipe that nobody reads; it wraps the streams
-        sys.stdout, sys.stderr = before
-        return _unread(settings, program)
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in _OUTPUT_ERRORS and not error.filename:
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        ended = ended_by(error)
+        if ended is None:
+            sys.stdout, sys.stderr = before  # click wraps them when nobody reads its output
+            return _answer(error, settings, program)
+        if not ended.told:
+            ended.told = True
+            _answer(error if isinstance(error, Interrupted) else ended, settings, program)
+        raise ended from None
+
+
+def _answer(error: BaseException, settings: Settings, program: str) -> int:
+    """Tell what went wrong and return the exit status that stands for it."""
+    match error:
+        case click.exceptions.NoArgsIsHelpError():
+            streams.tell(error.format_message())
+            return 2
+        case click.ClickException():
+            called = f"{program.partition(':')[0]} {settings.command}".rstrip()
+            message, hint = usage.told(error, called)
+            return _tell(settings, program, "usage", message, hint, error.exit_code)
+        case Ended():
+            return tell(settings, program, Interrupted(f"ended by {error}"))
+        case click.Abort() | KeyboardInterrupt():
+            return tell(settings, program, Interrupted("interrupted"))
+        case ParallaxError():
+            return tell(settings, program, error)
+        case BrokenPipeError() | SystemExit():  # the latter is click's own answer to that
+            return _unread(settings, program)
+        case OSError(errno=number, filename=None) if number in _OUTPUT_ERRORS:
             # Files and devices are read and written by the engine, which names them.
             forget(1)
             done = f"{settings.done}, but " if settings.done else ""
             return tell(settings, program, io_error(error, f"{done}cannot write the output"))
-        if settings.verbose:
-            traceback.print_exc()
-        why = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
-        hint = "this is a bug in Parallax; -v shows where"
-        return _tell(settings, program, "unexpected", why, hint, _UNEXPECTED)
+    if settings.verbose:
+        traceback.print_exception(error)
+    why = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
+    hint = "this is a bug in Parallax; -v shows where"
+    return _tell(settings, program, "unexpected", why, hint, _UNEXPECTED)
 
 
 def tell(settings: Settings, program: str, error: ParallaxError) -> int:

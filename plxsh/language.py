@@ -21,7 +21,10 @@ _OPERATOR: Final = re.compile(r"&&|\|\||>>|[;\n|<>&]")
 _ENDS: Final = (";", "\n", "&&")
 _BLANK: Final = " \t\r"
 _ESCAPED_IN_QUOTES: Final = '"\\$`\n'
-_SAFE: Final = re.compile(r"[\w./:@%+=,{}\[\]*^?-]+")
+_SAFE: Final = re.compile(r"[\w./:@+,-][\w./:@%+=,-]*")
+"""What no shell expands: `=` and `%` only where they do not begin a word."""
+_NOT_IN_DOUBLE_QUOTES: Final = re.compile(r'["\\$`!]')
+_NOT_IN_SINGLE_QUOTES: Final = re.compile(r"([\\']+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +276,10 @@ def _refuse(token: Token, before: Token | None, statement: Statement) -> None:
 def quoted(word: str, closed: bool = True, quote: str = "") -> str:
     """Return a word as it is to be typed, in quotes only if it needs them.
 
+    It means the same here and at the prompts of sh, bash, zsh and fish, where more than here
+    is expanded. Double quotes that were asked for are those of sh alone: at other prompts a
+    `!` in them is looked up in the history, and fish does not know the escaped backtick.
+
     Args:
         word: what it is to mean.
         closed: False leaves the quote open, so that more can be typed.
@@ -280,9 +287,14 @@ def quoted(word: str, closed: bool = True, quote: str = "") -> str:
     """
     if not quote and (_SAFE.fullmatch(word) or not (word or closed)):
         return word
-    special = any(c in word for c in '"\\$`')
-    if quote == "'" or (special and not quote):
-        text, quote = "'" + word.replace("'", "'\\''"), "'"
-    else:
-        text, quote = '"' + re.sub(r'(["\\$`])', r"\\\1", word), '"'
-    return text + quote if closed else text
+    if quote == '"' or not (quote or _NOT_IN_DOUBLE_QUOTES.search(word)):
+        text = '"' + re.sub(r'(["\\$`])', r"\\\1", word)
+        return text + '"' if closed else text
+    # In single quotes a backslash is one to sh, half of one to fish: it stands outside.
+    literal, *rest = _NOT_IN_SINGLE_QUOTES.split(word)
+    text = f"'{literal}"
+    for escaped, literal in zip(rest[::2], rest[1::2], strict=True):
+        text += "'" + "".join(f"\\{c}" for c in escaped) + f"'{literal}"
+    if not closed:
+        return text
+    return text.removesuffix("'") if rest and not literal else text + "'"

@@ -103,13 +103,15 @@ def _vdis(settings: Settings, incomplete: str) -> Items:
     """Return the VDIs by name, and by id once a digit is typed."""
     names = settings.names
     records = names.vdis()
-    by_id = _ids(names, records, incomplete) if incomplete.isdecimal() else []
+    typed_id = incomplete.isdecimal()
+    by_id = _ids(names, records, incomplete) if typed_id else []
     about, about_id = partial(_about, names), partial(_about_id, names)
     return by_id + [
         Offer(str(record.id), "vdi", about_id, record)
         if _needs_id(record)
         else Offer(record.name, "vdi", about, record)
         for record in records
+        if not (typed_id and _needs_id(record))
     ]
 
 

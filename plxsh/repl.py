@@ -5,6 +5,7 @@ from __future__ import annotations
 from plxsh.config_check import complaints
 from plxsh.interpreter import Interpreter
 from plxsh.prompt.reader import LineReader, PlainReader, can_edit
+from plxsh.signals import Ended
 from plxsh.streams import tell
 
 _INTERRUPTED = 130
@@ -27,6 +28,8 @@ def interact(shell: Interpreter) -> int:
         except EOFError:
             tell()
             break
+        except Ended:
+            raise
         except KeyboardInterrupt:
             status = _INTERRUPTED
     return 0

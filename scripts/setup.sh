@@ -37,6 +37,7 @@ has() {
         python3-libnbd) /usr/bin/python3 -c 'import nbd' ;;
         qemu-system-x86) command -v qemu-system-x86_64 ;;
         qemu-utils) command -v qemu-img && command -v qemu-io && command -v qemu-nbd ;;
+        xz-utils) command -v xz ;;
         *) command -v "$1" ;;
     esac >/dev/null 2>&1
 }
@@ -186,9 +187,15 @@ case ${1:-} in
         ;;
     test)
         # nbd-client and shellcheck: for the block script of Xen
+<<<<<<< HEAD
         packages make curl e2fsprogs fio fish git graphviz hostname iproute2 less libnbd-bin \
             libvirt-clients man-db nbd-client nbdkit openssh-client python3-libnbd shellcheck \
             systemd qemu-system-x86 qemu-utils strace util-linux zsh
+=======
+        packages make bzip2 curl e2fsprogs fio fish graphviz hostname iproute2 less libnbd-bin \
+            libvirt-clients lz4 man-db nbd-client nbdkit openssh-client python3-libnbd shellcheck \
+            systemd qemu-system-x86 qemu-utils strace util-linux xz-utils zsh zstd
+>>>>>>> part-transfer
         [ "${PARALLAX_LONG:-}" != 1 ] || packages systemd-container
         ;;
     venv)

@@ -50,7 +50,7 @@ from core.tap.replies import Replies
 from core.tap.room import Room
 from core.tap.schedules import Schedules
 from core.tap.shared import Shared
-from core.tap.status import StatusReply, document, status_path
+from core.tap.status import StatusReply, check_path, document, status_path
 from core.tap.timers import Timers
 
 logger = logging.getLogger(__name__)
@@ -120,6 +120,7 @@ class Tap:
             if tcp is not None:
                 listeners += self._open(listen_tcp(*tcp, self._tls is not None), self._welcome)
             if unix is not None:
+                check_path(unix)
                 listeners += self._open([self._listen_unix(unix)], self._welcome)
                 self._open([self._listen_unix(status_path(unix))], self._tell_status)
             if metrics is not None:

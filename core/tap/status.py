@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from core.device import io_error
 from core.errors import IoFailed, NotFound
+from core.listen import MOST_SOCKET_PATH, check_socket_path
 from core.tap.loop import GONE, WRITE, Loop
 
 if TYPE_CHECKING:  # who only asks pays for no engine
@@ -29,6 +30,11 @@ _TIMEOUT: Final = 10.0
 def status_path(unix: str) -> str:
     """Return where the tap that listens on `unix` tells about itself."""
     return f"{unix}.status"
+
+
+def check_path(unix: str) -> None:
+    """Raise BadRequest if a tap cannot listen on this path and tell about itself beside it."""
+    check_socket_path(unix, MOST_SOCKET_PATH - len(status_path("")))
 
 
 def document(session: Session, exports: Iterable[Export], since: float) -> dict[str, Any]:
@@ -113,10 +119,12 @@ def query_status(unix: str, timeout: float = _TIMEOUT) -> dict[str, Any]:
         timeout: seconds to wait for each part of the answer.
 
     Raises:
+        BadRequest: no socket can have that path.
         NotFound: no tap listens there.
         ReadOnly: this user may not ask.
         IoFailed: it did not answer.
     """
+    check_path(unix)
     parts = []
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -25,12 +25,15 @@ if TYPE_CHECKING:
 _PATIENCE: Final = 2.0
 """Seconds that a store may take to be read: someone waits, but no prompt is stuck."""
 
-_ESCAPED: Final = {
-    "": re.compile(r"([^\w./:@%+=,-])"),
-    '"': re.compile(r'(["\\$`])'),
-    "'": re.compile("(')"),
+_ESCAPED: Final[dict[str, tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]]] = {
+    "": (re.compile(r"([^\w./:@%+=,-])"), r"\\\1"),
+    '"': (re.compile(r'(["\\$`])|(!)'), lambda found: rf"\{found[1]}" if found[1] else r'"\!"'),
+    "'": (re.compile("'"), r"'\\''"),
 }
-"""What is quoted in a word of bash, by the quote that is open there."""
+"""What is quoted in a word of bash, and how, by the quote that is open there.
+
+In double quotes a `!` that bash would look up in its history cannot be: it stands outside.
+"""
 
 
 @click.group("completion", cls=Group)
@@ -124,11 +127,10 @@ def _for_bash(line: str, replaced: str) -> list[str]:
         return []
     kind, candidates = _candidates([word.text for word in words], fragment)
     before = raw.removesuffix(replaced)
-    escaped = _ESCAPED["" if last.closed else before[-1]]
+    special, escaped = _ESCAPED["" if last.closed else before[-1]]
     kept = "".join(token.text for token in tokens(before))
     texts = [c.text.removeprefix(kept) for c in candidates if c.text.startswith(kept)]
-    quote = r"'\\''" if escaped is _ESCAPED["'"] else r"\\\1"
-    return [kind, *(escaped.sub(quote, text) for text in texts)] if kind else []
+    return [kind, *(special.sub(escaped, text) for text in texts)] if kind else []
 
 
 def _candidates(words: Sequence[str], fragment: str) -> tuple[str, list[Candidate]]:

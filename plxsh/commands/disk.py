@@ -354,7 +354,11 @@ def libvirt(
 
 
 def _socket_path(socket: str | None) -> str:
-    return os.path.abspath(socket) if socket else default_socket()
+    from core.tap.status import check_path
+
+    path = os.path.abspath(socket) if socket else default_socket()
+    check_path(path)
+    return path
 
 
 def _export(

@@ -46,6 +46,10 @@ def fill(settings: Settings, vdi: str, source: str, image_format: str | None) ->
     The VDI takes the image's size if it has none; an image that is larger is refused. Holes
     and zeros take no space. Afterwards the VDI equals the image, followed by zeros. It asks
     before it replaces data that no snapshot has.
+
+    An image is raw unless --format says otherwise or it is a qcow2 file by itself. What looks
+    like another format is refused, and so is what is compressed (unpack it on the way: 'gzip
+    -dc FILE | plxsh vdi fill VDI -'), damaged or cut short.
     """
     from core import source as images
     from core import transfer
@@ -123,8 +127,9 @@ def validate(settings: Settings, contents: str, source: str, image_format: str |
 def export(settings: Settings, contents: str, target: str, image_format: str, force: bool) -> None:
     """Write a VDI or a snapshot to an image file or to - (standard output).
 
-    The file is sparse, and raw unless --format says otherwise. A VDI must not be in use, a
-    snapshot may. --force asks for the last part of TARGET to be typed.
+    The file is sparse, and raw unless --format says otherwise. It has exactly the size of the
+    VDI: other formats than raw hold whole sectors of 512 bytes, and refuse other sizes. A VDI
+    must not be in use, a snapshot may. --force asks for the last part of TARGET to be typed.
     """
     from core import transfer
 

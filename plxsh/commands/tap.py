@@ -112,6 +112,7 @@ def serve_store(
     """Serve the store in the foreground; arguments as the command."""
     from core.device import make_folder_of
     from core.tap.server import serve
+    from core.tap.status import check_path
     from plxsh.log import level_for, log_form, logging_to_stderr
 
     form = log_form(log or configured(settings.config, "tap", "log"))
@@ -119,8 +120,11 @@ def serve_store(
     collector = _collector(settings, gc_every or configured(settings.config, "tap", "gc_every"))
     if unix is None and "LISTEN_FDS" not in os.environ:  # unless systemd listens for us
         unix = default_socket()
+        check_path(unix)
         if not settings.dry_run:
             make_folder_of(unix)
+    elif unix is not None:
+        check_path(unix)
     places = [unix] if unix else []
     places += [f"{tcp[0]} port {tcp[1]}"] if tcp else []
     where = f"{settings.store} on {', '.join(places) or 'the sockets of systemd'}"

@@ -24,6 +24,7 @@ from plxsh.guard import BROKEN_PIPE
 from plxsh.interpreter import shell_of
 from plxsh.language import quoted
 from plxsh.params import COMMAND_LINE
+from plxsh.signals import Ended
 from plxsh.streams import tell
 
 _EVERY: Final = 2.0
@@ -76,6 +77,8 @@ def watch(settings: Settings, ctx: click.Context, words: tuple[str, ...]) -> Non
             while True:
                 show(once, seconds, line)
                 time.sleep(seconds)
+        except Ended:
+            raise
         except KeyboardInterrupt:  # the usual way to end it
             if sys.stdout.isatty():
                 tell()  # the terminal shows ^C

@@ -50,7 +50,9 @@ def test_an_unknown_export_is_refused_and_the_client_may_go_on(unix: str) -> Non
         assert client.go("golden").size == len(CONTENTS)
 
 
-@pytest.mark.parametrize("name", ["golden@nothing", "golden@1.1", "@base", "7", "a@b@c"])
+@pytest.mark.parametrize(
+    "name", ["golden@nothing", "golden@1.1", "golden@", "@", "@base", "7", "a@b@c"]
+)
 def test_names_that_lead_nowhere_are_unknown(unix: str, name: str) -> None:
     with RawClient(unix) as client, pytest.raises(NbdError) as caught:
         client.go(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -11,12 +12,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import click
 import pytest
 from google_crc32c import value as crc32c
 from shell.conftest import Plx
 
 from core.format import BLOCK
 from core.session import Session
+from plxsh.classic import TOOLS
+from plxsh.cli import cli
+from plxsh.context import Settings
 
 
 def patch_superblock(path: Path, offset: int, value: int, copies: bool = True) -> None:
@@ -143,7 +148,7 @@ def test_grow_cannot_shrink(plx: Plx) -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("", "the name is empty"),
+        ("", "the value is empty"),
         ("n" * 256, "the name has 256 bytes"),
         ("ü" * 128, "the name has 256 bytes"),
         ("web", "the name 'web' is taken by VDI 1"),
@@ -391,6 +396,116 @@ def test_a_second_writer(plx: Plx, snapshot: tuple[str, str]) -> None:
 )
 def test_usage_errors_are_one_line(plx: Plx, args: list[str], text: str) -> None:
     assert text in plx.fails(2, *args)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["vdi", "create", "c", "--from", "base@"],
+        ["vdi", "create", "c", "--from", "@"],
+        ["vdi", "create", "c", "--from", "@clean"],
+        ["vdi", "create", "c", "--from", ""],
+        ["vdi", "create", "c", ""],
+        ["vdi", "create", ""],
+        ["vdi", "create", "c", "--size", ""],
+        ["vdi", "show", ""],
+        ["vdi", "rename", "web", ""],
+        ["vdi", "export", "base@", "out.img"],
+        ["vdi", "export", "base", "out.img", "--format", ""],
+        ["vdi", "validate", "base@", "/dev/null"],
+        ["vdi", "fill", "web", "image", "--format="],
+        ["snap", "create", "base", "--label", ""],
+        ["-y", "snap", "delete", "base@"],
+        ["-y", "snap", "rollback", "base", "base@"],
+        ["snap", "diff", "base@", "base"],
+        ["disk", "qemu", "base@"],
+        ["-s", "", "vdi", "list"],
+        ["tap", "serve", "--gc-every", ""],
+        ["-c", "use base; vdi create c --from @"],
+    ],
+)
+def test_an_empty_word_names_nothing(plx: Plx, args: list[str]) -> None:
+    """The empty variable of a script, where the newest snapshot has no label."""
+    plx("snap", "create", "base")
+    Path("image").write_bytes(bytes(BLOCK))
+    before = plx.bytes()
+    line = plx.fails(2, *args)
+    assert re.search(r"is empty|is no size|nothing (behind|before) the '@'|has no VDI", line), line
+    assert plx.bytes() == before
+    assert not Path("out.img").exists()
+
+
+def test_no_command_takes_an_empty_word() -> None:
+    """Whatever argument or option it is; those of the shells' completion are what is typed."""
+    samples = {"SIZE": "1", "INTERVAL|off": "1s", "VDEV": "xvda", "integer": "1", "float": "1"}
+
+    def sample(param: click.Parameter) -> list[str]:
+        count = getattr(param, "count", max(1, param.nargs))
+        if isinstance(param.type, click.Choice):
+            return [str(param.type.choices[0])] * count
+        kind = param.type.name.removesuffix(" range")
+        return [samples.get(kind, "127.0.0.1:80" if ":" in kind else "a@b")] * count
+
+    def refused(command: click.Command, emptied: click.Parameter) -> bool:
+        words: list[str] = []
+        arguments = [p for p in command.params if isinstance(p, click.Argument)]
+        last = emptied if emptied in arguments else None
+        for param in arguments:
+            if param.required or param is last or (last and param in arguments):
+                words += [""] if param is emptied else sample(param)
+        if isinstance(emptied, click.Option):
+            words = [emptied.opts[0], "", *words]
+        try:
+            command.make_context("x", ["--", *words] if last else words, obj=Settings())
+        except click.UsageError as error:
+            return "missing" not in error.format_message().lower()
+        return False
+
+    for top in (cli, *TOOLS.values()):
+        for command in every_command(top):
+            for param in command.params:
+                if not getattr(param, "is_flag", False):
+                    assert refused(command, param), (command.name, param.opts)
+
+
+def every_command(command: click.Command) -> Iterator[click.Command]:
+    """All below a command that are no groups and no secret of the completion."""
+    if not isinstance(command, click.Group):
+        yield command
+        return
+    context = click.Context(command, obj=Settings())
+    for name in command.list_commands(context):
+        found = command.get_command(context, name)
+        if found is not None and not found.hidden:
+            yield from every_command(found)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["tap", "list", "--unix", "LONG"],
+        ["tap", "serve", "--unix", "LONG"],
+        ["-n", "tap", "serve", "--unix", "LONG"],
+        ["disk", "qemu", "web", "--socket", "LONG"],
+        ["disk", "xen", "web", "xvda", "--socket", "LONG"],
+        ["disk", "libvirt", "web", "--socket", "LONG"],
+    ],
+)
+def test_a_socket_path_has_an_end(plx: Plx, args: list[str]) -> None:
+    """In bytes, and what is said names the path that was given."""
+    path = "/" + "ü" * 60 + "/nbd.sock"
+    line = plx.fails(2, *(path if arg == "LONG" else arg for arg in args))
+    assert f"a socket path has at most 100 bytes, {path} has 130 (use a shorter one" in line
+
+
+def test_the_usual_socket_may_be_too_long_as_well(
+    plx: Plx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PARALLAX_RUN_DIR", "/" + "r" * 120)
+    for args in (["tap", "serve"], ["tap", "list"], ["disk", "qemu", "web"]):
+        line = plx.fails(2, *args)
+        assert "a socket path has at most 100 bytes" in line
+        assert "PARALLAX_RUN_DIR" in line
 
 
 def test_errors_as_json(plx: Plx) -> None:

@@ -93,6 +93,7 @@ def test_bash_reads_every_name_back(
     plx: Plx, capfd: pytest.CaptureFixture[str], quote: str
 ) -> None:
     names = ["it's", 'say "x"', "a$HOME", "back\\slash", "semi;colon", "star*", "naïve café", "a`b"]
+    names += ["a!b", "~", "{a,b}", "^#?[c]"]
     for name in names:
         plx("vdi", "create", f"-{name}" if name.startswith("-") else f"x{name}")
     capfd.readouterr()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from core.errors import BadRequest
@@ -114,17 +116,90 @@ def test_any_text_has_tokens_in_order_and_refuses_with_reason(text: str) -> None
         statements(text)
 
 
-@given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))))
+SPECIAL = [
+    "*", "a*", "?", "[a]", "~", "~root", "~+", "a~", "=ls", "=", "a=b", "{a,b}", "{}", "a{1..3}",
+    "^a", "^", "#", "a#b", "!", "!!", "a!b", "!$", "$", "$HOME", "`ls`", "$(ls)", "(ls)", ")",
+    "%", "%self", "%1", "&", "|", ";", "<", ">", "<(ls)", "'", "''", "it's", '"', '"a"', "\\",
+    "\\\\", "\\'", "'\\", "a\\n", "\\x41", "\n", "a\nb", "\t", " ", "a b", "-", "--", "-n", "@(a)",
+    "+(a)", "a:b", "**", "*(.)", "a^b", "a,b", ":", "..", "日本 語", "a\\!b", "a'!b",
+    "\\$", "it's $5!",
+]  # fmt: skip
+"""What a shell expands, and what is special in its quotes."""
+PRINTF = "printf '%s\\0' "
+SHELLS = {
+    "sh": ["sh", "-c"],
+    "bash": ["bash", "--norc", "-O", "extglob", "-c"],
+    "zsh": ["zsh", "-f", "-o", "extendedglob", "-c"],
+    "fish": ["fish", "--no-config", "-c"],
+}
+
+
+def read_by(shell: str, line: str) -> list[str]:
+    """The words that a shell makes of a line."""
+    command = [*SHELLS[shell], (PRINTF + line).encode()]
+    done = subprocess.run(command, capture_output=True, check=True)
+    return done.stdout.decode().split("\0")[:-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_quoted_word_is_read_back_by_every_shell(
+    shell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "ab", "[", "~", "x.y"):
+        Path(name).touch()  # what patterns would find
+    for quote in ("", "'", '"'):
+        special = [word for word in SPECIAL if quote != '"' or shell != "fish" or "`" not in word]
+        line = " ".join(["x", *(quoted(word, quote=quote) for word in special)])
+        assert read_by(shell, line) == ["x", *special]
+        begun = [quoted(word, False, quote or "'") for word in special]
+        assert read_by(shell, " ".join(text + text[0] for text in begun)) == special
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_no_prompt_looks_for_a_quoted_word_in_its_history(shell: str, tmp_path: Path) -> None:
+    words = [word for word in SPECIAL if "\n" not in word and "\t" not in word]
+    lines = [PRINTF + " ".join(quoted(word) for word in words), "exit"]
+    how = {"bash": ["bash", "--norc", "-i"], "zsh": ["zsh", "-f", "-i", "+o", "zle"]}
+    env = {**os.environ, "HISTFILE": str(tmp_path / "history")}
+    done = subprocess.run(
+        how[shell], input="\n".join([": ls", *lines, ""]).encode(), capture_output=True, env=env
+    )
+    assert "\0".join([*words, ""]).encode() in done.stdout
+
+
+ANY_WORDS = st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
+
+
+@given(ANY_WORDS)
+@example(SPECIAL)
 def test_a_quoted_word_is_read_back_here_and_by_sh(many: list[str]) -> None:
     for quote in ("", "'", '"'):
         line = " ".join(["x", *(quoted(word, quote=quote) for word in many)])
         assert words(line) == [["x", *many]]
-        script = f"printf '%s\\0' {line}"
-        done = subprocess.run(["/bin/sh", "-c", script.encode()], capture_output=True, check=True)
-        assert done.stdout.decode().split("\0") == ["x", *many, ""]
+        assert read_by("sh", line) == ["x", *many]
+
+
+@pytest.mark.slow
+@given(ANY_WORDS)
+@example(SPECIAL)
+@settings(max_examples=40)
+def test_any_quoted_word_is_read_back_by_every_shell(many: list[str]) -> None:
+    line = " ".join(["x", *map(quoted, many)])
+    for shell in ("bash", "zsh"):
+        assert read_by(shell, line) == ["x", *many]
+    # fish takes some code points for private use for its own.
+    kept = ["x", *(word for word in many if not any("\ue000" <= c <= "\uf8ff" for c in word))]
+    assert read_by("fish", " ".join(map(quoted, kept))) == kept
 
 
 @given(st.text(min_size=1))
+@example("'")
+@example("\\")
+@example("a'")
+@example("*\\")
 def test_an_open_quote_goes_on(text: str) -> None:
     begun = quoted(text, closed=False)
     [token] = tokens(begun + "z" * (begun[:1] not in "'\""))

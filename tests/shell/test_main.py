@@ -194,7 +194,8 @@ def commands(group: click.Group, *path: str) -> list[list[str]]:
 
 
 @pytest.mark.slow
-def test_sigint_ends_a_fill_and_says_what_is_left(plx: Plx) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_fill_and_says_what_is_left(plx: Plx, number: signal.Signals) -> None:
     plx("vdi", "create", "new")
     with subprocess.Popen(
         [*PLXSH, "vdi", "fill", "new", "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE
@@ -205,9 +206,9 @@ def test_sigint_ends_a_fill_and_says_what_is_left(plx: Plx) -> None:
         process.stdin.flush()
         while unread(process.stdin) or not asleep(process.pid):  # until it waits for more
             select.select([], [], [], 0.01)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         err = process.stderr.read().decode()
-        assert process.wait() == 130
+        assert process.wait() == 128 + number
     assert err.strip().startswith("plxsh: vdi fill: interrupted")
     assert "VDI 'new' is as before" in err
     assert plx("-o", "json", "vdi", "show", "new").json["vdi"]["size"] == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
@@ -270,11 +269,6 @@ def test_ctrl_z_and_back() -> None:
         bash.wait_for(lambda: bash.screen[bash.cursor.row] == "bash$")
         bash.enter("fg")
         bash.wait_for(lambda: "slept" in bash.screen)
-
-
-def test_a_request_to_end(shell: Shell) -> None:
-    os.kill(shell.pid, signal.SIGTERM)
-    assert shell.wait() == -signal.SIGTERM
 
 
 # -- going wrong -----------------------------------------------------------------------

@@ -44,7 +44,7 @@ def test_a_dry_repair_lists_what_the_repair_does(damaged: Plx) -> None:
     lost = [text for text in told["check"]["lost"] if text.startswith("VDI ")]
     assert lost[0] == "VDI 1 is lost: both records of VDI 1 are damaged"
     assert lost[1].startswith("VDI 0 loses the bytes from 0 to ")
-    assert "the header of extent 1 is made again" in told["check"]["repaired"]
+    assert "header and bitmap of extent 1 are made again" in told["check"]["repaired"]
     done = damaged("-y", "-o", "json", "store", "check", "--repair").json["check"]
     assert done["repaired"] == told["check"]["repaired"]
     assert [f"would repair: {text}" for text in done["repaired"]] == planned

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
@@ -164,3 +165,14 @@ def test_rates_are_those_of_the_last_seconds() -> None:
     row = _described(export, connection, 1010.0)
     assert (row["read_rate"], row["write_rate"]) == (3000, 0)
     assert row["since"] == 100 * 10**9
+
+
+def test_a_socket_path_may_be_as_long_as_is_said(plx: Plx) -> None:
+    with tempfile.TemporaryDirectory(prefix="plx") as folder:
+        path = f"{folder}/".ljust(100, "n")
+        with (
+            serving("tap", "serve", "--unix", path, environment=environment()),
+            closing(connect(path, "web")),
+        ):
+            assert len(plx("tap", "list", "--unix", path).lines) == 1
+        assert os.listdir(folder) == []

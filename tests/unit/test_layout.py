@@ -80,6 +80,8 @@ ORDER = (
     "answering",
     "beside",
     "session",
+    "signatures",
+    "qemu_img",
     "source",
     "transfer",
     "findings",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
 import errno
+import gzip
+import lzma
 import os
 import re
 import resource
 import signal
+import socket
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -103,6 +107,20 @@ def pipe(tmp_path: Path) -> Iterator[Callable[[bytes], str]]:
         while writer.is_alive():
             os.close(os.open(tmp_path / f"pipe{number}", os.O_RDONLY | os.O_NONBLOCK))
             writer.join(0.1)
+
+
+@pytest.fixture
+def standard_input() -> Iterator[Callable[[int], None]]:
+    """Make standard input a descriptor, which is closed."""
+    before = os.dup(0)
+
+    def connect(fd: int) -> None:
+        os.dup2(fd, 0)
+        os.close(fd)
+
+    yield connect
+    os.dup2(before, 0)
+    os.close(before)
 
 
 # -- fill ------------------------------------------------------------------------------
@@ -251,14 +269,56 @@ def test_a_source_that_is_missing(session: Session, tmp_path: Path) -> None:
     assert error.value.exit_status == 3
 
 
-def test_a_source_that_is_a_folder(session: Session, tmp_path: Path) -> None:
-    with pytest.raises(BadRequest, match="is no image"):
-        fill(session, session.create("a"), str(tmp_path))
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("/", "it is a folder"),
+        ("/dev/zero", "it is a character device"),
+        ("socket", "it is a socket"),
+        ("/proc/cpuinfo", "it has no size"),
+        ("/proc/self/mem", "it has no size"),
+        ("/sys/devices/system/cpu/online", r"it ends after \d+ of the \d+ bytes that it claims"),
+    ],
+)
+def test_a_source_that_is_no_image(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, why: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    record = session.create("a")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind("socket")
+        for attempt in (
+            lambda: fill(session, record, path),
+            lambda: fill(session, record, path, image_format="raw"),
+            lambda: validate(session, "a", path),
+        ):
+            with pytest.raises(BadRequest, match=f"^{path} is no image: {why}"):
+                attempt()
+    assert session.registry.find("a") == record
 
 
-def test_a_source_that_is_a_character_device(session: Session) -> None:
-    with pytest.raises(BadRequest, match="/dev/zero is no image"):
-        fill(session, session.create("a"), "/dev/zero")
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/dev/zero", "^standard input is a character device"),
+        ("/dev/null", "^standard input is empty"),
+        ("/", "Is a directory"),
+    ],
+)
+def test_standard_input_that_is_no_image(
+    session: Session, path: str, said: str, standard_input: Callable[[int], None]
+) -> None:
+    standard_input(os.open(path, os.O_RDONLY))
+    with pytest.raises(BadRequest, match=said):
+        fill(session, session.create("a"), "-")
+
+
+def test_a_terminal_is_not_read(session: Session, standard_input: Callable[[int], None]) -> None:
+    master, terminal = os.openpty()
+    standard_input(terminal)
+    with pytest.raises(BadRequest, match=r"^standard input is a terminal"):
+        sources.measured("-", None, session.store.device.name)
+    os.close(master)
 
 
 def test_the_store_is_no_source(session: Session, tmp_path: Path) -> None:
@@ -291,30 +351,73 @@ def test_a_source_that_changes_while_it_is_read(
     assert session.registry.find("a") == record
 
 
-@pytest.mark.parametrize(
-    ("head", "kind"),
-    [
-        (b"QFI\xfb" + bytes(3) + b"\2" + bytes(7) + b"\1", "qcow2"),  # with a backing file
-        (b"QFI\xfb" + bytes(3) + b"\3" + bytes(71) + b"\4", "qcow2"),  # with a data file
-        (b"QFI\xfb" + bytes(3) + b"\1", "qcow2"),
-        (b"QFI\xfb", "qcow2"),
-        (b"KDMV", "vmdk"),
-        (b"# Disk DescriptorFile", "vmdk"),
-        (bytes(64) + b"\x7f\x10\xda\xbe", "vdi"),
-        (b"vhdxfile", "vhdx"),
-    ],
-)
+LOOKS_LIKE = {
+    "qcow2 with a backing file": (0, b"QFI\xfb\0\0\0\2" + bytes(7) + b"\1", "a qcow2 image"),
+    "qcow2 with a data file": (0, b"QFI\xfb\0\0\0\3" + bytes(71) + b"\4", "a qcow2 image"),
+    "qcow": (0, b"QFI\xfb\0\0\0\1", "a qcow image"),
+    "half a qcow2 header": (0, b"QFI\xfb", "a qcow2 image"),
+    "vmdk": (0, b"KDMV", "a vmdk image"),
+    "vmdk descriptor": (0, b"# Disk DescriptorFile", "a vmdk image"),
+    "descriptor in small letters": (0, b"\n # disk descriptorfile\n", "a vmdk image"),
+    "descriptor without a title": (0, b"# by hand\n\nversion=1\n", "a vmdk image"),
+    "vdi": (64, b"\x7f\x10\xda\xbe", "a vdi image"),
+    "vhdx": (0, b"vhdxfile", "a vhdx image"),
+    "dynamic vhd": (0, b"conectix", "a vpc image"),
+    "fixed vhd": (BLOCK - 512, b"conectix", "a vpc image"),
+    "old fixed vhd": (BLOCK - 511, b"conectix", "a vpc image"),
+    "dmg": (BLOCK - 512, b"koly", "a dmg image"),
+    "ova": (257, b"ustar", "a tar archive"),
+    "zip": (0, b"PK\3\4", "a zip archive"),
+}
+COMPRESSED = {
+    "gzip": gzip.compress(b"x"),
+    "xz": lzma.compress(b"x"),
+    "bzip2": bz2.compress(b"x"),
+    "zstd": b"\x28\xb5\x2f\xfd",
+    "lz4": b"\x04\x22\x4d\x18",
+}
+
+
+@pytest.mark.parametrize("kind", [*LOOKS_LIKE, *COMPRESSED])
 def test_what_looks_like_another_format_must_be_named(
-    session: Session, tmp_path: Path, pipe: Callable[[bytes], str], head: bytes, kind: str
+    session: Session, tmp_path: Path, pipe: Callable[[bytes], str], kind: str
 ) -> None:
-    source = sparse(tmp_path / "image", {0: head}, BLOCK)
+    if kind in COMPRESSED:
+        at, magic, said = 0, COMPRESSED[kind], rf"is compressed \({kind}\)"
+    else:
+        at, magic, what = LOOKS_LIKE[kind]
+        said = f"looks like {what}"
+    data = (bytes(at) + magic).ljust(BLOCK, b"\0")
+    source = sparse(tmp_path / "image", {0: data}, BLOCK)
     record = session.create("a")
-    for name in (source, pipe(head.ljust(BLOCK, b"\0"))):
-        with pytest.raises(BadRequest, match=f"looks like a {kind} image") as error:
+    for name in (source, pipe(data)):
+        with pytest.raises(BadRequest, match=said) as error:
             fill(session, record, name)
         assert "--format raw" in error.value.hint
+        assert session.registry.find("a") == record
+        with pytest.raises(BadRequest, match=said):
+            validate(session, "a", name if name == source else pipe(data))
+    with pytest.raises(BadRequest, match=said):
+        sources.measured(source, None, session.store.device.name)
     fill(session, record, source, image_format="raw")
-    assert live(session, "a") == head.ljust(BLOCK, b"\0")
+    assert live(session, "a") == data
+    fill(session, session.create("b"), pipe(data), image_format="raw")
+    assert live(session, "b") == data
+
+
+@pytest.mark.parametrize("before", [BLOCK, CHUNK - 100, CHUNK, CHUNK + 100, 3 * CHUNK])
+def test_the_end_of_a_pipe_is_looked_at_wherever_it_is(
+    session: Session, pipe: Callable[[bytes], str], before: int
+) -> None:
+    record = session.create("a")
+    with pytest.raises(BadRequest, match="looks like a vpc image"):
+        fill(session, record, pipe(noise(before) + b"conectix".ljust(512)))
+    assert session.registry.find("a") == record
+
+
+def test_a_disk_encrypted_as_a_whole_is_raw(session: Session, tmp_path: Path) -> None:
+    source = sparse(tmp_path / "image", {0: b"LUKS\xba\xbe\0\2"}, BLOCK)
+    assert fill(session, session.create("a"), source) == BLOCK
 
 
 def test_a_qcow2_header_on_a_device_is_not_followed(

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.stores import live, noise, small_store
 
-from core import source, transfer
-from core.errors import BadRequest, NoSpace
+from core import qemu_img as programs
+from core import source as sources
+from core import transfer
+from core.errors import BadRequest, IoFailed, NoSpace, ParallaxError
 from core.format import BLOCK
 from core.session import Session
 
@@ -37,6 +42,13 @@ def raw_image(folder: Path, name: str = "raw") -> Path:
         for offset, data in PARTS.items():
             file.seek(offset)
             file.write(data)
+    return path
+
+
+def full_image(folder: Path) -> Path:
+    """A raw image that fills whole clusters of every format."""
+    path = folder / "raw"
+    path.write_bytes(noise(2 << 20))
     return path
 
 
@@ -124,19 +136,169 @@ def test_an_image_of_another_format_than_named(store: str, tmp_path: Path) -> No
         fill(store, raw_image(tmp_path), "banana")
 
 
+def contents(image: Path, image_format: str | None) -> bytes:
+    """What a fill would read."""
+    with sources.opened(str(image), image_format, "/no/store") as opened:
+        data = bytearray(opened.size or 0)
+        for offset, length, part in opened.pieces():
+            data[offset : offset + length] = part or bytes(length)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("qcow2", []),
+        ("qcow2", ["-c"]),
+        ("qcow2", ["-o", "compat=0.10"]),
+        ("vmdk", []),
+        ("vmdk", ["-o", "subformat=streamOptimized"]),
+        ("vdi", []),
+        ("vdi", ["-o", "static=on"]),
+        ("vhdx", []),
+        ("vpc", ["-o", "force_size=on"]),
+        ("vpc", ["-o", "force_size=on,subformat=fixed"]),
+        ("qed", []),
+        ("qcow", []),
+        ("parallels", []),
+    ],
+)
+def test_an_image_that_was_cut_anywhere_is_refused(
+    store: str, tmp_path: Path, kind: str, options: list[str]
+) -> None:
+    raw = full_image(tmp_path)
+    image = tmp_path / "image"
+    qemu_img("convert", "-f", "raw", "-O", kind, *options, raw, image)
+    assert contents(image, kind) == raw.read_bytes()
+    size = image.stat().st_size
+    cuts = {size * part // 12 for part in range(1, 12)} | {size - 1, size - 512, size - 4097}
+    refused = 0
+    for cut in sorted(cuts, reverse=True):
+        os.truncate(image, cut)
+        try:
+            found = contents(image, kind)
+        except ParallaxError:
+            refused += 1
+        else:
+            assert found == raw.read_bytes(), cut  # what was cut off is a footer, or nothing
+    assert refused >= 5
+    if kind != "qcow2":
+        return
+    with Session.open(store) as session:
+        record = session.create("a", 2 << 20)
+        with pytest.raises(ParallaxError), session.opened(record) as vdi:
+            transfer.fill(vdi, session, str(image), kind)
+        with pytest.raises(ParallaxError):
+            transfer.validate(session.live_image(record), str(image), kind)
+        with pytest.raises(ParallaxError):
+            sources.measured(str(image), kind, store)
+        assert session.registry.find("a") == record
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "part"),
+    [
+        ("vmdk", "subformat=monolithicFlat", "image-flat.vmdk"),
+        ("vmdk", "subformat=twoGbMaxExtentSparse", "image-s001.vmdk"),
+        ("vmdk", "subformat=twoGbMaxExtentFlat", "image-f001.vmdk"),
+        ("qcow2", "data_file=image.data,data_file_raw=on", "image.data"),
+        ("qcow2", "data_file=image.data", "image.data"),
+    ],
+)
+def test_the_other_files_of_an_image_may_be_cut_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, options: str, part: str
+) -> None:
+    raw = full_image(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    image = Path(f"image.{kind}")
+    qemu_img("convert", "-f", "raw", "-O", kind, "-o", options, raw, image)
+    assert contents(image, kind) == raw.read_bytes()
+    os.truncate(part, os.stat(part).st_size - 512)
+    with pytest.raises(IoFailed, match=rf"{part} is cut short: it has \d+ bytes, and data as far"):
+        contents(image, kind)
+    os.truncate(part, 65536)
+    with pytest.raises(IoFailed, match=r"is (damaged or )?cut short"):
+        contents(image, kind)
+
+
+@pytest.mark.parametrize("kind", ["qcow2", "vdi"])
+def test_a_backing_file_may_be_cut_too(tmp_path: Path, kind: str) -> None:
+    base, middle, top = tmp_path / "base", tmp_path / "middle", tmp_path / "top"
+    raw = full_image(tmp_path)
+    qemu_img("convert", "-f", "raw", "-O", kind, raw, base)
+    qemu_img("create", "-f", "qcow2", "-b", base, "-F", kind, middle)
+    qemu_img("create", "-f", "qcow2", "-b", middle, "-F", "qcow2", top)
+    assert contents(top, "qcow2") == raw.read_bytes()
+    os.truncate(base, base.stat().st_size - 100)
+    with pytest.raises(IoFailed, match=rf"{base} is cut short"):
+        contents(top, "qcow2")
+    os.truncate(base, base.stat().st_size * 2 // 3)
+    with pytest.raises(IoFailed, match=rf"{base} is (damaged or )?cut short"):
+        contents(top, "qcow2")
+
+
+def test_a_damaged_image_is_refused_and_the_hint_mends_it(tmp_path: Path) -> None:
+    """QEMU was killed, and the reference counts are behind."""
+    image = tmp_path / "image"
+    qemu_img("create", "-f", "qcow2", "-o", "lazy_refcounts=on", image, SIZE)
+    killed = ["qemu-io", "-f", "qcow2", "-c", "write -P 7 0 64k", "-c", "sigraise 9", image]
+    subprocess.run(killed, check=False, capture_output=True)
+    with pytest.raises(IoFailed, match=f"^{image} is damaged") as error:
+        contents(image, None)
+    look, mend = re.findall("'(.*?)'", error.value.hint)
+    assert subprocess.run(look.split(), capture_output=True).returncode == 2
+    command = [*look.split(), *mend.split()]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert contents(image, None) == (b"\7" * 65536).ljust(SIZE, b"\0")
+
+
+def test_space_that_is_not_used_is_no_damage(tmp_path: Path) -> None:
+    """A snapshot inside a qcow2 file, or one that was interrupted, leaves such."""
+    image = tmp_path / "image"
+    qemu_img("convert", "-f", "raw", "-O", "qcow2", raw_image(tmp_path), image)
+    with open(image, "ab") as file:
+        file.write(bytes(1 << 20))
+    assert contents(image, None) == (tmp_path / "raw").read_bytes()
+
+
+def test_whatever_qemu_recognises_is_not_taken_for_a_raw_image(tmp_path: Path) -> None:
+    raw = raw_image(tmp_path)
+    image = tmp_path / "image"
+    for kind in ("qcow", "qcow2", "qed", "vmdk", "vdi", "vhdx", "vpc", "parallels", "raw"):
+        for options in ("", "subformat=fixed", "subformat=monolithicFlat"):
+            image.unlink(missing_ok=True)
+            more = ["-o", options] if options else []
+            done = subprocess.run(
+                ["qemu-img", "convert", "-f", "raw", "-O", kind, *more, raw, image],
+                stderr=subprocess.DEVNULL,
+            )
+            if done.returncode:
+                continue  # it has no such option
+            said = subprocess.check_output(["qemu-img", "info", "--output=json", image])
+            probed = json.loads(said)["format"]
+            hint = None
+            assert probed in (kind, "raw")  # a fixed VHD is raw to qemu-img, too
+            if kind not in ("raw", "qcow2"):
+                with pytest.raises(BadRequest, match=f"looks like a {kind} image") as error:
+                    contents(image, None)
+                [hint] = re.findall(r"--format (?!raw)(\w+)", error.value.hint)
+            found = contents(image, hint)
+            assert found[:SIZE] == raw.read_bytes()  # a VHD may be a little larger
+
+
 def test_a_converted_image_that_is_too_large_is_not_even_converted(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = tmp_path / "image"
     qemu_img("create", "-f", "qcow2", image, "1T")
     asked: list[str] = []
-    real = source.qemu_img
+    real = programs.run
 
-    def record_and_run(*arguments: str, **more: tuple[int, ...]) -> str:
+    def record_and_run(*arguments: str, **more: Any) -> str:
         asked.append(arguments[0])
         return real(*arguments, **more)
 
-    monkeypatch.setattr(source, "qemu_img", record_and_run)
+    monkeypatch.setattr(programs, "run", record_and_run)
     with Session.open(store) as session:
         record = session.create("a", BLOCK)
         with (
@@ -147,16 +309,62 @@ def test_a_converted_image_that_is_too_large_is_not_even_converted(
     assert asked == ["info"]
 
 
-@pytest.mark.parametrize("kind", ["qcow2", "vmdk", "vhdx"])
-def test_export_in_another_format(store: str, tmp_path: Path, kind: str) -> None:
-    raw = raw_image(tmp_path)
-    fill(store, raw)
-    target = tmp_path / "out"
-    with Session.open(store, "shared") as session:
-        [record] = session.registry.vdis()
-        transfer.export(session.live_image(record), str(target), kind)
-    qemu_img("compare", "-f", kind, "-F", "raw", target, raw)
-    assert {path.name for path in tmp_path.iterdir()} == {"store", "tmp", "raw", "out"}
+EXPORTED = ("qcow2", "vmdk", "vhdx", "vpc", "vdi", "qed", "qcow", "parallels")
+
+
+@pytest.mark.parametrize("kind", EXPORTED)
+def test_an_export_in_another_format_has_exactly_the_same_bytes(
+    store: str, tmp_path: Path, kind: str
+) -> None:
+    for size in (512, SIZE + 1536, 10 << 20):
+        raw = raw_image(tmp_path)
+        os.truncate(raw, size)
+        target = tmp_path / f"out{size}"
+        with Session.open(store) as session:
+            record = session.create(f"a{size}")
+            with session.opened(record) as vdi:
+                transfer.fill(vdi, session, str(raw))
+            image = session.live_image(session.registry.find(record.name))
+            transfer.export(image, str(target), kind)
+            transfer.validate(image, str(target), kind)
+        assert programs.virtual_size(str(target), kind) == size
+        target.unlink()
+    assert {path.name for path in tmp_path.iterdir()} == {"store", "tmp", "raw"}
+
+
+@pytest.mark.parametrize("kind", EXPORTED)
+@pytest.mark.parametrize("size", [1, 513, SIZE - 1])
+def test_a_size_that_a_format_cannot_hold_is_refused(
+    store: str, tmp_path: Path, kind: str, size: int
+) -> None:
+    with Session.open(store) as session:
+        image = session.live_image(session.create("a", size))
+        for attempt in (transfer.export, transfer.check_target):
+            with pytest.raises(BadRequest, match=f"whole sectors of 512 bytes, not {size} bytes"):
+                attempt(image, str(tmp_path / "out"), kind, False)
+        transfer.export(image, str(tmp_path / "out"))  # as the hint says
+    assert {path.name for path in tmp_path.iterdir()} == {"store", "tmp", "out"}
+    assert os.listdir(tmp_path / "tmp") == []
+
+
+def test_an_image_too_large_for_its_format_is_refused_before_it_is_read(
+    store: str, tmp_path: Path
+) -> None:
+    read: list[int] = []
+    with Session.open(store) as session:
+        image = session.live_image(session.create("a", 4 << 40))
+        with pytest.raises(BadRequest, match=r"qemu-img: .*too large"):
+            transfer.export(
+                image, str(tmp_path / "out"), "vpc", progress=lambda done, _: read.append(done)
+            )
+    assert read == []
+
+
+def test_an_exported_vmdk_names_itself_as_it_is_called(store: str, tmp_path: Path) -> None:
+    with Session.open(store) as session:
+        image = session.live_image(session.create("a", SIZE))
+        transfer.export(image, str(tmp_path / "disk.vmdk"), "vmdk")
+    assert b'SPARSE "disk.vmdk"' in (tmp_path / "disk.vmdk").read_bytes()
 
 
 def test_a_failed_export_in_another_format_leaves_nothing(store: str, tmp_path: Path) -> None:
@@ -250,7 +458,11 @@ def test_ctrl_c_during_a_conversion_leaves_no_file(store: str, tmp_path: Path) -
     fake = tmp_path / "bin" / "qemu-img"
     fake.write_text(
         "#!/bin/sh\n"
-        'if [ "$1" = info ]; then echo \'{"virtual-size": 4096}\'; exit; fi\n'
+        'case "$1$3" in\n'
+        "info--backing-chain) echo []; exit;;\n"
+        "info*) echo '{\"virtual-size\": 4096}'; exit;;\n"
+        "map*) exit;;\n"
+        "esac\n"
         f"echo > {tmp_path / 'started'}\n"
         "exec sleep 60\n"
     )
