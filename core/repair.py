@@ -7,6 +7,7 @@ is copied first: the copy, a clone with holes in place of what is lost, keeps th
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -109,17 +110,22 @@ def _records(store: Blockstore, checker: Checker) -> Steps:
     registry = Registry(store)
     for number, found in registry.scan():
         if isinstance(found, Corrupt):
-            _write_twice(store, VdiRecord(number, bytes(16), "", state=FREE))
+            _write_twice(store, _freed(VdiRecord(number, bytes(16), "")))
             yield Step(True, f"VDI {number} is lost: both its records are damaged")
         elif number not in checker.records:
-            _write_twice(store, replace(found, state=FREE, root=0, height=1, page=()))
+            _write_twice(store, _freed(found))
             yield Step(True, f"VDI {number} is lost: its record makes no sense")
         elif number in checker.report.suspect and found.state == DELETED:
-            _write_twice(store, replace(found, state=FREE, root=0, height=1, page=()))
+            _write_twice(store, _freed(found))
             yield Step(True, f"deleted VDI {number} is damaged: it can no longer be restored")
         elif number in checker.report.suspect:
             _write_twice(store, found)
             yield Step(False, f"both records of VDI {number} are written again")
+
+
+def _freed(record: VdiRecord) -> VdiRecord:
+    """Return the record of a place that was a VDI's and may be another's some day."""
+    return replace(record, state=FREE, root=0, height=1, page=(), modified_ns=time.time_ns())
 
 
 def _write_twice(store: Blockstore, record: VdiRecord) -> None:
