@@ -163,7 +163,7 @@ class _Reader:
             return rest[prefix.end() :]
         if unknown is not None:
             raise ValueError(f"{unknown[0]} is no prefix that xl knows")
-        part, _, behind = rest.partition(",")
+        part, behind = (*rest.split(",", 1), "")[:2]
         key, equals, value = part.partition("=")
         if equals and key == "target":  # swallows everything behind it
             value = rest[len("target=") :]

@@ -120,8 +120,8 @@ element:
   type: str
   sample: >-
     <disk type='network' device='disk'><driver name='qemu' type='raw'/><source protocol='nbd'
-    name='4d3e8a5c-91b0-4c57-a2a1-0f6f8a1c2b3d'><host transport='unix' socket='/run/parallax/nbd.sock'/></source><target dev='vda'
-    bus='virtio'/></disk>
+    name='4d3e8a5c-91b0-4c57-a2a1-0f6f8a1c2b3d'><host transport='unix'
+    socket='/run/parallax/nbd.sock'/></source><target dev='vda' bus='virtio'/></disk>
 element_before:
   description: The disk as it was; empty when there was none.
   returned: success
