@@ -8,6 +8,7 @@ blocks be handed out again. So a deleted VDI that can still be found has all its
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -287,6 +288,8 @@ def retire(store: Blockstore, locks: Locks, records: Sequence[VdiRecord]) -> Non
             state=FREE,
             sequence=record.sequence + 1,
             token=grant.token,
+            modified_ns=time.time_ns(),
+            deleted_ns=record.deleted_ns,
         )
         changes.append(Change(record, replace(free, session=store.session), grant))
     try:

@@ -212,17 +212,43 @@ class Registry:
         )
 
     def free_ids(self) -> Iterator[int]:
-        """Yield the ids that may be given to new VDIs, lowest first.
+        """Yield the ids that may be given to new VDIs: a client may still know a VDI by its id.
 
-        The table is read as the ids are asked for.
+        First those that were never given, from the lowest on; when there are none left, those
+        of VDIs that are gone, the one freed the longest time ago first. Places are looked at
+        as they are asked for: one that is taken by then is left out, and one that was never
+        given and not used after all comes again, so that the table gets no holes.
         """
-        expected = 0
-        for number, record in self.scan():
-            yield from range(expected, number)
+        number = self._end()
+        while number < self._store.sb.max_vdis:
+            if self._read(number) is None:
+                yield number
+            else:
+                number += 1
+        freed = sorted((record.modified_ns, record.id) for record in self.vdis(FREE))
+        for _, number in freed:
+            record = self._read(number)
             if isinstance(record, VdiRecord) and record.state == FREE:
                 yield number
-            expected = number + 1
-        yield from range(expected, self._store.sb.max_vdis)
+
+    def _end(self) -> int:
+        """Return how many ids were ever given: the table is filled from its beginning on.
+
+        It takes about two reads for each binary digit of that number.
+        """
+        most, given, step = self._store.sb.max_vdis, 0, 1
+
+        def is_given(number: int) -> bool:
+            return number < most and self._read(number) is not None
+
+        while is_given(given + step - 1):
+            given += step
+            step *= 2
+        while step > 1:
+            step //= 2
+            if is_given(given + step - 1):
+                given += step
+        return given
 
     def write(self, record: VdiRecord) -> None:
         """Write a record into the slot its sequence number names. Not yet durable."""

@@ -7,6 +7,7 @@ is copied first: the copy, a clone with holes in place of what is lost, keeps th
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Container, Iterator
 from dataclasses import replace
@@ -131,15 +132,15 @@ def _records(store: Blockstore, checker: Checker) -> Steps:
         if number not in slots | suspect:
             continue
         if found is None:
-            _write_twice(store, VdiRecord(number, bytes(16), "", state=FREE))
+            _write_twice(store, _freed(VdiRecord(number, bytes(16), "")))
             yield Step(True, f"VDI {number} is lost: both records of VDI {number} are damaged")
         elif problem := record_problem(found, store.holds_payload):
             sequence = min(found.sequence, MAX_SEQUENCE)
-            free = VdiRecord(number, found.uuid, found.name, state=FREE, sequence=sequence)
-            _write_twice(store, free)
+            free = VdiRecord(number, found.uuid, found.name, sequence=sequence)
+            _write_twice(store, _freed(free))
             yield Step(True, f"VDI {number} is lost: its record makes no sense: {problem}")
         elif number in suspect and found.state == DELETED:
-            _write_twice(store, replace(found, state=FREE, root=0, height=1, page=()))
+            _write_twice(store, _freed(found))
             yield Step(True, f"deleted VDI {number} is damaged: it can no longer be restored")
         elif pair.doubtful and not checker.slots.quiet:
             _write_twice(store, found)
@@ -158,6 +159,11 @@ def _out_of_place(store: Blockstore, number: int) -> VdiRecord | None:
         VdiRecord.unpack(store.device.pread(at, BLOCK), store.sb.uuid, number) for at in blocks
     ]
     return max(filter(None, found), key=lambda record: record.sequence, default=None)
+
+
+def _freed(record: VdiRecord) -> VdiRecord:
+    """Return the record of a place that was a VDI's and may be another's some day."""
+    return replace(record, state=FREE, root=0, height=1, page=(), modified_ns=time.time_ns())
 
 
 def _write_twice(store: Blockstore, record: VdiRecord) -> None:

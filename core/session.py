@@ -18,7 +18,6 @@ from core.answering import Answers
 from core.beside import attend, tell_grown, wherever_open
 from core.blockstore import Blockstore, Mode
 from core.collecting import Collecting
-from core.collection import Collection as Plan
 from core.collection import others
 from core.device import Cache
 from core.errors import BadRequest, Corrupt, NotFound, ParallaxError
@@ -398,12 +397,6 @@ class Session(Collecting):
         if record is None or gone:
             raise NotFound(f"snapshot {snapshot.id} was deleted", "list the snapshots again")
         return record
-
-    def collect(self, plan: Plan | None = None) -> int:
-        """Collect; see `Collecting.collect`. The ids of VDIs that were given up are free then."""
-        freed = super().collect(plan)
-        self._table.forget()
-        return freed
 
     # -- beside other sessions ---------------------------------------------------------
 

@@ -40,12 +40,12 @@ class VdiTable:
         self._store = session.store
         self._locks = session.locks
         self._registry = Registry(session.store)
-        self.forget()
-
-    def forget(self) -> None:
-        """Read names and ids anew when they are needed the next time."""
         self._names: dict[str, int] | None = None
         self._free_ids = self._registry.free_ids()
+
+    def forget(self) -> None:
+        """Read the names anew when they are needed the next time."""
+        self._names = None
 
     @contextmanager
     def locked(self) -> Iterator[Grant]:
@@ -101,6 +101,9 @@ class VdiTable:
 
     def _next_id(self) -> int:
         number = next(self._free_ids, None)
+        if number is None:  # some may have been freed since it was looked for them
+            self._free_ids = self._registry.free_ids()
+            number = next(self._free_ids, None)
         if number is None:
             raise BadRequest(
                 f"the store has room for {self._store.sb.max_vdis} VDIs and all are taken",
@@ -184,11 +187,7 @@ class VdiTable:
                 self._session.commit([vdi], [vdi])
             finally:
                 vdi.close()
-        self.forget_names()
-
-    def forget_names(self) -> None:
-        """Read the names anew when they are needed the next time."""
-        self._names = None
+        self.forget()
 
     # -- changing and dropping ---------------------------------------------------------
 
@@ -202,7 +201,7 @@ class VdiTable:
             try:
                 yield
             finally:
-                self.forget_names()
+                self.forget()
 
     def delete(self, record: VdiRecord, snapshots: bool) -> None:
         """Delete a VDI; see `Session.delete`."""
@@ -211,7 +210,7 @@ class VdiTable:
             with self._session.opened(record) as vdi:
                 _refuse_snapshots(vdi.record, snapshots)  # one may have been taken meanwhile
                 vdi.amend(state=DELETED, deleted_ns=time.time_ns())
-        self.forget_names()
+        self.forget()
 
     def refuse_delete(self, record: VdiRecord, snapshots: bool) -> None:
         """Raise what `delete` would raise, and change nothing."""

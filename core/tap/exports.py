@@ -22,6 +22,7 @@ from core.session import Session
 from core.snaplog import Snapshot
 from core.tap.commits import Commits
 from core.tap.opening import NotYet, Openings, Outcome
+from core.text import uuid_text
 from core.vdi import Vdi
 
 if TYPE_CHECKING:
@@ -141,17 +142,17 @@ class Exports:
         known = self._ids.get(reference)
         if known is not None:
             record = registry.get(known)
-            if record is not None and record.state == LIVE and record.name == reference:
+            if record is not None and record.state == LIVE and reference in _names(record):
                 return record
         record = registry.find(reference)
-        if record.name == reference:
+        if reference in _names(record):
             self._remember()
         return record
 
     def _remember(self) -> list[VdiRecord]:
         """Read all records once, for `_find`; return them."""
         records = self._session.registry.vdis()
-        self._ids = {record.name: record.id for record in records}
+        self._ids = {name: record.id for record in records for name in _names(record)}
         return records
 
     def _resolve(self, name: str) -> tuple[VdiRecord, Snapshot | None]:
@@ -161,7 +162,7 @@ class Exports:
             if len(records) != 1:
                 raise BadRequest(
                     f"the store has {len(records)} VDIs, so an export has to be named",
-                    "use a VDI's id or name",
+                    "use a VDI's UUID, name or id",
                 )
             return records[0], None
         vdi, at, _ = name.rpartition("@")
@@ -181,13 +182,12 @@ class Exports:
             return Description(_name_of(record, snapshot), text, snapshot.size, True)
         export = self.open.get((record.id, None))
         size = export.image.size if export else record.size
-        text = f"VDI {record.id}, snapshots: {record.snapshots}"
-        return Description(record.name, text, size, False)
+        return Description(record.name, _told_of(record), size, False)
 
     def names(self) -> list[tuple[str, str]]:
         """Return (name, description) of each VDI, and of the newest labelled snapshots."""
         records = self._remember()
-        names = {r.name: f"VDI {r.id}, snapshots: {r.snapshots}" for r in records}
+        names = {record.name: _told_of(record) for record in records}
         room = len(names) + _MOST_SNAPSHOTS
         for record in records:
             if not record.snapshots:
@@ -425,6 +425,16 @@ def _nothing() -> None:
 
 def _going(name: str) -> InUse:
     return InUse(f"VDI {name!r} is being handed over", "connect to the host that it goes to")
+
+
+def _names(record: VdiRecord) -> tuple[str, str]:
+    """Return what most clients call a VDI; its id needs no looking up."""
+    return record.name, uuid_text(record.uuid)
+
+
+def _told_of(record: VdiRecord) -> str:
+    """Return what the list of exports says of a VDI; the block script of Xen reads it."""
+    return f"VDI {record.id}, UUID {uuid_text(record.uuid)}, snapshots: {record.snapshots}"
 
 
 def _name_of(record: VdiRecord, snapshot: Snapshot | None) -> str:

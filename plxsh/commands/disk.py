@@ -1,7 +1,8 @@
 """`plxsh disk`: the line to paste into the configuration of a virtual machine.
 
-Lines name the VDI by its id, which needs no quoting anywhere and survives a rename; with
-`--by name` they are easier to read, and never mean another VDI that was given a free id.
+Lines name the VDI by its UUID: it needs no quoting anywhere, survives a rename, and never means
+another VDI. A name may be given to another one, and some day an id is: the line that was left of
+the VDI that had it would then give a machine somebody else's disk.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from click.shell_completion import CompletionItem
 from core.errors import BadRequest
 from core.format import VdiRecord
 from core.registry import Registry
+from core.text import uuid_text
 from plxsh import render
 from plxsh.context import Settings, default_socket, pass_settings
 from plxsh.groups import Group
@@ -47,7 +49,7 @@ _LEGACY: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class XenDisk:
-    """What a Xen disk line says; `export` is a VDI's id or a snapshot of it.
+    """What a Xen disk line says; `export` is a VDI's UUID, name or id, or a snapshot of it.
 
     Raises:
         BadRequest: a device or domain name that xl would accept and then fail on.
@@ -88,7 +90,7 @@ class XenDisk:
         if not self.export.isdecimal():
             raise BadRequest(
                 f"the original tap driver has no line for {self.export!r}",
-                "it takes VDIs by id: leave --legacy out, or clone the snapshot",
+                "it takes VDIs by id: leave out --legacy or --by, or clone the snapshot",
             )
         mode = "w" if self.writable else "r"
         return f"disk = ['tap:parallax:{self.export},{self.vdev},{mode},{self.backend or 0}' ]"
@@ -160,7 +162,7 @@ def _word(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class LibvirtDisk:
-    """What a disk element of libvirt says; `export` is a VDI's id or a snapshot of it.
+    """What a disk element of libvirt says; `export` is as that of `XenDisk`.
 
     Raises:
         BadRequest: what libvirt would refuse when the domain is defined or started.
@@ -234,9 +236,8 @@ _socket = click.option(
 
 _by = click.option(
     "--by",
-    type=click.Choice(["id", "name"]),
-    default="id",
-    help="What the VDI is called in it; a rename changes its name only.  [default: id]",
+    type=click.Choice(["uuid", "name", "id"]),
+    help="What the VDI is called in it; only its UUID is never another's.  [default: uuid]",
 )
 
 
@@ -269,13 +270,15 @@ def xen(
     backend: str,
     legacy: bool,
     from_legacy: str | None,
-    by: str,
+    by: str | None,
     socket: str | None,
 ) -> None:
     """Print the disk line for xl.
 
     Without r or w a VDI is writable, a snapshot is not.
     """
+    if legacy and by is None:
+        by = "id"
     shifted = settings.vdi and access is None and vdev in (None, "r", "w")
     if shifted and from_legacy is None:  # the VDI is that of `use`
         vdi, vdev, access = settings.vdi, vdi, vdev
@@ -303,7 +306,7 @@ def xen(
 @_by
 @_socket
 @pass_settings
-def qemu(settings: Settings, vdi: str, blockdev: bool, by: str, socket: str | None) -> None:
+def qemu(settings: Settings, vdi: str, blockdev: bool, by: str | None, socket: str | None) -> None:
     """Print the option for QEMU.
 
     A snapshot is given read-only. --blockdev needs a -device with drive=d0 besides.
@@ -340,7 +343,7 @@ def libvirt(
     access: str | None,
     target: str,
     bus: str | None,
-    by: str,
+    by: str | None,
     socket: str | None,
 ) -> None:
     """Print the disk element for libvirt (its QEMU driver).
@@ -362,7 +365,7 @@ def _socket_path(socket: str | None) -> str:
 
 
 def _export(
-    settings: Settings, reference: str, by: str, access: str | None = None
+    settings: Settings, reference: str, by: str | None, access: str | None = None
 ) -> tuple[str, bool]:
     """Return the export name of a VDI or snapshot that exists, and whether to write it."""
     if names_snapshot(reference):
@@ -377,9 +380,11 @@ def _export(
     return _called(record, by), access != "r"
 
 
-def _called(record: VdiRecord, by: str) -> str:
+def _called(record: VdiRecord, by: str | None) -> str:
     """Return what a line calls a VDI; one whose name cannot be shown has only its id."""
-    return record.name if by == "name" and record.name.isprintable() else str(record.id)
+    if by == "name" and record.name.isprintable():
+        return record.name
+    return str(record.id) if by in ("id", "name") else uuid_text(record.uuid)
 
 
 def _show(settings: Settings, kind: str, export: str, socket: str, line: str) -> None:

@@ -84,8 +84,8 @@ def serve(
     """Serve every VDI and snapshot of the store until SIGTERM or Ctrl-C.
 
     The Unix socket is /run/parallax/nbd.sock for root and $XDG_RUNTIME_DIR/parallax/nbd.sock
-    for others. An export is named by a VDI's id or name, or by NAME@BLOCK.OFFSET or
-    NAME@LABEL for a snapshot, which is read-only. TCP that other hosts can reach needs --tls.
+    for others. An export is named by a VDI's name, id or UUID, or by VDI@BLOCK.OFFSET or
+    VDI@LABEL for a snapshot, which is read-only. TCP that other hosts can reach needs --tls.
 
     Metrics are for Prometheus and its like, in OpenMetrics format; they name the exports,
     and whoever reaches that address can read them. The log says who connects and leaves, what

@@ -107,6 +107,49 @@ def test_force_takes_the_place_of_another_disk(stored: Any, disk: dict[str, str]
 
 @pytest.mark.parametrize("module", ["libvirt_disk", "xen_disk"])
 @pytest.mark.usefixtures("disk")
+def test_a_disk_under_another_name_is_that_disk(stored: Any, module: str) -> None:
+    """It is found, whatever the VDI is called in the file, and called by its UUID from then on."""
+    path = stored.folder / "machine"
+    path.write_bytes(DOMAIN if module == "libvirt_disk" else b"name = 'vm'\n")
+    device = {"target": "vda"} if module == "libvirt_disk" else {"vdev": "xvda"}
+    task = {"path": str(path), **device, "vdi": "vm"}
+    uuid = stored.plx("vdi", "show", "vm")["vdi"]["uuid"]
+    for by, called in (("id", "0"), ("name", "vm")):  # as older versions wrote it, or somebody
+        stored(module, **task, by=by)
+        before = path.read_text()
+        assert not stored(module, **task, by=by)["changed"]
+        assert stored.does(module, **task)["changed"]
+        after = path.read_text()
+        called = f"name='{called}'" if module == "libvirt_disk" else f"///{called}?"
+        by_uuid = f"name='{uuid}'" if module == "libvirt_disk" else f"///{uuid}?"
+        assert before.count(called) == 1
+        assert after == before.replace(called, by_uuid)
+        stored.plx("vdi", "rename", "vm", "other")
+        assert not stored(module, **{**task, "vdi": "other"})["changed"]
+        stored.plx("vdi", "rename", "other", "vm")
+
+
+@pytest.mark.usefixtures("disk")
+def test_a_foreign_disk_is_found_however_its_device_is_written(stored: Any) -> None:
+    path = stored.folder / "vm.cfg"
+    before = "disk = ['file:/srv/root.img,51712,w', ',hdc:cdrom,r']\n"
+    path.write_text(before)
+    task = {"path": str(path), "vdev": "xvda"}
+    for more in ({"vdi": "vm"}, {"state": "absent"}):
+        told = stored.fails("xen_disk", **task, **more)
+        assert told["code"] == "would_lose_data"
+        assert "file:/srv/root.img,51712,w" in told["msg"]
+        assert path.read_text() == before
+    told = stored.does("xen_disk", **task, vdi="vm", force=True)
+    assert path.read_text() == before.replace("file:/srv/root.img,51712,w", told["entry"])
+    path.write_text(path.read_text().replace("vdev=xvda", "vdev=0xca00"))
+    assert not stored("xen_disk", **task, vdi="vm")["changed"]
+    assert stored.does("xen_disk", **task, state="absent")["changed"]
+    assert path.read_text() == "disk = [',hdc:cdrom,r']\n"
+
+
+@pytest.mark.parametrize("module", ["libvirt_disk", "xen_disk"])
+@pytest.mark.usefixtures("disk")
 def test_a_symbolic_link_stays_one(stored: Any, module: str) -> None:
     real = stored.folder / "real"
     real.write_bytes(DOMAIN if module == "libvirt_disk" else b"name = 'vm'\n")
@@ -172,6 +215,7 @@ def test_libvirt_reads_what_was_written(stored: Any, virsh: Any) -> None:
     """And what it writes itself is left as it is, with the addresses that it has chosen."""
     stored.plx("vdi", "create", "--size", "1M", "vm")
     stored.plx("snap", "create", "--label", "v1", "vm")
+    uuid = stored.plx("vdi", "show", "vm")["vdi"]["uuid"]
     path = stored.folder / "vm.xml"
     path.write_bytes(DOMAIN.replace(b"'kvm'", b"'test'"))
     wanted: list[dict[str, str]] = [
@@ -196,7 +240,7 @@ def test_libvirt_reads_what_was_written(stored: Any, virsh: Any) -> None:
         element = shown[disk["target"]]
         source = part_of(element, "source")
         assert source["protocol"] == "nbd"
-        assert re.fullmatch("0@.*" if "@" in disk["vdi"] else "0", source["name"])
+        assert re.fullmatch(uuid + ("@.*" if "@" in disk["vdi"] else ""), source["name"])
         assert part_of(element, "source/host") == {"transport": "unix", "socket": disk["socket"]}
         assert part_of(element, "target")["bus"] == disk["bus"]
         assert (element.find("readonly") is not None) == ("@" in disk["vdi"])

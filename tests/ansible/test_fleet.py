@@ -199,7 +199,7 @@ def test_every_xen_machine_has_a_line_that_xl_reads(
     fleet: Fleet, xen_kit: Path, xl_libraries: Path, tmp_path: Path
 ) -> None:
     names = [name for name in MACHINES if name not in LIBVIRT]
-    ids = {one["name"]: one["id"] for one in plxsh(fleet, "vdi", "list")["vdis"]}
+    uuids = {one["name"]: one["uuid"] for one in plxsh(fleet, "vdi", "list")["vdis"]}
     for name, text in on_all(fleet, names, "cat /etc/xen/NAME.cfg").items():
         config = tmp_path / f"{name}.cfg"
         config.write_text(text)
@@ -211,18 +211,18 @@ def test_every_xen_machine_has_a_line_that_xl_reads(
             check=True,
         ).stdout.splitlines()
         assert line.startswith("OK "), line
-        assert f"'target': 'nbd+unix:///{ids[name]}?socket=/run/parallax/nbd.sock'" in line
+        assert f"'target': 'nbd+unix:///{uuids[name]}?socket=/run/parallax/nbd.sock'" in line
         assert "'script': 'block-plx'" in line
 
 
 def test_every_libvirt_machine_is_defined_with_its_disk(fleet: Fleet) -> None:
-    ids = {one["name"]: one["id"] for one in plxsh(fleet, "vdi", "list")["vdis"]}
+    uuids = {one["name"]: one["uuid"] for one in plxsh(fleet, "vdi", "list")["vdis"]}
     for name, text in on_all(fleet, LIBVIRT, "cat /root/defined/NAME").items():
         (disk,) = ElementTree.fromstring(text).findall("devices/disk")
         source, target = disk.find("source"), disk.find("target")
         assert source is not None
         assert target is not None
-        assert (source.get("protocol"), source.get("name")) == ("nbd", str(ids[name]))
+        assert (source.get("protocol"), source.get("name")) == ("nbd", uuids[name])
         assert target.get("dev") == "vda"
 
 

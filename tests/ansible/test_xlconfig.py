@@ -223,14 +223,107 @@ def test_what_an_entry_says(entry: str, told: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "other"),
-    [("d0p0", "xvda"), ("d0p1", "xvda1"), ("d25p0", "xvdz"), ("d26p15", "xvdaa15")],
+    ("number", "names"),
+    [
+        (51712, ["xvda", "d0p0", "51712", "0xca00", "0XCA00", "0145000", "+51712", "d0x0p00"]),
+        (51712, ["0x10000000", "268435456"]),
+        (51713, ["xvda1", "d0p1", "51713", "0xca01"]),
+        (51727, ["xvda15", "d0p15", "0xca0f"]),
+        (51952, ["xvdp", "d15p0", "d0xfp0", "51952"]),
+        (0x10001000, ["xvdq", "d16p0", "d020p0", "0x10001000", "268439552"]),
+        (0x10000010, ["xvda16", "d0p16", "268435472"]),
+        (0x10000000 | 26 << 8 | 15, ["xvdaa15", "d26p15", "d0x1Ap0xf"]),
+        (0x1FFFFFFF, ["xvdbgqcv255", "d1048575p255", "536870911"]),
+        (768, ["hda", "768", "0x300"]),
+        (833, ["hdb1", "833"]),
+        (5632, ["hdc", "5632", "0x1600"]),
+        (5696, ["hdd", "5696"]),
+        (2048, ["sda", "2048", "04000"]),
+        (2051, ["sda3", "2051"]),
+        (2303, ["sdp15", "2303"]),
+    ],
 )
-def test_a_device_has_two_names(name: str, other: str) -> None:
-    entry = ENTRY.replace("xvda", other)
-    text = f"disk = [ 'phy:/dev/a,{name},w' ]\n"
-    assert xlconfig.edited(text, other, entry) == f"disk = [ '{entry}' ]\n"
-    assert xlconfig.edited(text, other, None) == "disk = [ ]\n"
+def test_a_device_is_the_same_however_it_is_written(number: int, names: list[str]) -> None:
+    """By the rules of xen-vbd-interface(7), and of the C function that reads numbers."""
+    assert {xldisk.device_of(name) for name in names} == {number}
+    name = next(name for name in names if not name.isdigit())
+    entry = ENTRY.replace("xvda", name)
+    for other in names:
+        text = f"disk = [ 'file:/srv/root.img,{other},w' ]\n"
+        assert xlconfig.edited(text, name, entry) == f"disk = [ '{entry}' ]\n"
+        assert xlconfig.edited(text, name, None) == "disk = [ ]\n"
+        mine = f"disk = [ '{entry.replace(name, other)}' ]\n"
+        assert xlconfig.edited(mine, name, entry) == mine
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", "xvd", "xvda0", "xvda01", "xvda256", "xvdbgqcw", "hde", "hda64", "sdq", "sda16"),
+        *(
+            "d0",
+            "d0p",
+            "d0p256",
+            "d1048576p0",
+            "d08p0",
+            "08",
+            "0x",
+            "1_0",
+            "0b1",
+            "-1",
+            "2147483648",
+        ),
+        *(
+            "2147483648",
+            "51712x",
+            "0xcg",
+            "XVDA",
+            "vda",
+            "\u0665",
+            "d\u0660p0",
+            "xvdaaaaaaaa",
+            "d0p0p0",
+        ),
+    ],
+)
+def test_what_is_no_device_is_itself(name: str) -> None:
+    assert xldisk.device_of(name) == name
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *("a,,xvdb,grant_usage=1", "grant_usage=0,a,,xvdb", "trusted,a,,xvdb", "a,,xvdb,untrusted"),
+        *("specification=virtio,a,,xvdb", "a,,xvdb,backendtype=qdisk", ",hdc:cdrom,r"),
+        *(",,hdc,cdrom", "vdev=hdc,cdrom", ",hdc:cdrom", "format=raw,vdev=hdc,devtype=cdrom"),
+    ],
+)
+def test_disks_beside_which_one_is_edited(entry: str) -> None:
+    before = f"disk = [ '{entry}', 'phy:/dev/a,xvda,w' ]\n"
+    after = f"disk = [ '{entry}', '{ENTRY}' ]\n"
+    assert xlconfig.edited(before, "xvda", ENTRY) == after
+    if "cdrom" in entry:
+        assert xldisk.described(entry)["format"] == "empty"
+
+
+@pytest.mark.parametrize(
+    ("entry", "why"),
+    [
+        ("a,,xvdb,grant-usage=1", "'grant-usage' is no parameter that xl knows"),
+        ("a,,xvdb,grant_usage=2", "'2' is no grant_usage that xl knows"),
+        ("no_such=1,a,,xvdb", "'no_such' is no parameter that xl knows"),
+        ("Format=raw,a,,xvdb", "'Format' is no parameter that xl knows"),
+        ("foo:/a,xvdb", "foo: is no prefix that xl knows"),
+        ("vdev=xvdb", "it has no target, and is no CD drive"),
+        ("phy:/a", "it has no vdev"),
+        ("vdev=xvdb,vdev=xvdb,target=/a", "vdev is given twice, as 'xvdb' and as 'xvdb'"),
+        ("/a,,xvdb,devtype=tape", "'tape' is no devtype that xl knows"),
+    ],
+)
+def test_what_xl_would_refuse_is_named(entry: str, why: str) -> None:
+    with pytest.raises(xlconfig.Refused) as caught:
+        xlconfig.edited(f"disk = [\n'{entry}' ]\n", "xvda", ENTRY)
+    assert str(caught.value) == f"line 2: {why}"
 
 
 @pytest.mark.parametrize(

@@ -30,10 +30,12 @@ from support.tap import (
 )
 
 from core.errors import BadRequest, InUse, IoFailed, NoSpace, NotFound
+from core.registry import Registry
 from core.session import Session
 from core.tap import protocol as p
 from core.tap.server import Tap
 from core.tap.status import query_status
+from core.text import uuid_text
 
 
 def test_a_write_reaches_the_store_when_the_server_ends(store: str) -> None:
@@ -47,6 +49,48 @@ def test_a_flushed_write_is_in_the_store_at_once(store: str) -> None:
         client.go("clone").write(5, b"kept")
         assert client.call(p.CMD_FLUSH) == 0
         assert contents_of(store, "clone")[5:9] == b"kept"
+
+
+def test_a_guest_never_meets_another_disk_where_its_own_was(store: str) -> None:
+    """It knows its disk by what it was called once, and connects again and again."""
+    with Session.open(store) as session:
+        old = session.registry.find("empty")
+    called = (uuid_text(old.uuid), str(old.id), old.name, f"{uuid_text(old.uuid)}@s")
+    with tap_in_thread(store) as (_, unix), RawClient(unix) as client:
+        client.go(called[0]).write(0, b"mine")
+    with Session.open(store) as session:
+        session.delete(old)
+        session.collect()
+        session.create("new", old.size)
+    with tap_in_thread(store) as (_, unix), RawClient(unix) as client:
+        for name in called:
+            with pytest.raises(NbdError, match=f"there is no VDI '?{name.partition('@')[0]}"):
+                client.go(name)
+    assert not any(contents_of(store, "new"))
+
+
+def test_a_snapshot_is_served_under_the_uuid_of_its_vdi(store: str) -> None:
+    with Session.open(store) as session:
+        uuid = uuid_text(session.registry.find("golden").uuid)
+        where = session.find_snapshot("golden@base").id
+    with tap_in_thread(store) as (_, unix):
+        for name in (f"{uuid}@base", f"{uuid}@{where}", f"{uuid.upper()}@base"):
+            with RawClient(unix) as client:
+                assert client.go(name).read(0, len(CONTENTS)) == CONTENTS
+
+
+@pytest.mark.parametrize("by_uuid", [True, False])
+def test_who_connects_again_is_found_without_reading_the_whole_table(
+    store: str, monkeypatch: pytest.MonkeyPatch, by_uuid: bool
+) -> None:
+    with Session.open(store) as session:
+        name = uuid_text(session.registry.find("clone").uuid) if by_uuid else "clone"
+    with tap_in_thread(store) as (_, unix):
+        with RawClient(unix) as client:
+            client.go(name)
+        monkeypatch.setattr(Registry, "scan", lambda _: pytest.fail("reads the table"))
+        with RawClient(unix) as client:
+            client.go(name).read(0, 1)
 
 
 @pytest.mark.parametrize(

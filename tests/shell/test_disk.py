@@ -24,16 +24,22 @@ SOCKET = "/run/parallax/nbd.sock"
 ODD = '/run/my\tdisks/it\'s, <odd> & "long"?.sock'
 
 
+def uuid_of(plx: Plx, name: str) -> str:
+    """The UUID of a VDI, by which lines name it."""
+    return str(plx("-o", "json", "vdi", "show", name).json["vdi"]["uuid"])
+
+
 def test_xen(plx: Plx) -> None:
+    web = uuid_of(plx, "web")
     line = plx("disk", "xen", "web", "xvda", "w", "--socket", SOCKET).out
     assert line == (
         "disk = [ 'format=raw,vdev=xvda,access=rw,script=block-plx,"
-        "target=nbd+unix:///1?socket=/run/parallax/nbd.sock' ]\n"
+        f"target=nbd+unix:///{web}?socket=/run/parallax/nbd.sock' ]\n"
     )
     line = plx("disk", "xen", "web", "sda1", "r", "--backend", "disks", "--socket", SOCKET).out
     assert line == (
         "disk = [ 'format=raw,vdev=sda1,access=ro,backend=disks,script=block-plx,"
-        "target=nbd+unix:///1?socket=/run/parallax/nbd.sock' ]\n"
+        f"target=nbd+unix:///{web}?socket=/run/parallax/nbd.sock' ]\n"
     )
 
 
@@ -49,11 +55,14 @@ def test_xen_legacy_there_and_back(plx: Plx) -> None:
         'disk=["tap:parallax:0,sda1,w,0"]',
     ):
         assert plx("disk", "xen", "--from-legacy", line).out == modern
+    assert plx("disk", "xen", "base", "sda1", "--legacy", "--by=id").out.startswith(
+        "disk = ['tap:parallax:0,"
+    )
     assert "backend=2," in plx("disk", "xen", "--from-legacy", "tap:parallax:0,hda,r,2").out
 
 
 def test_snapshots_are_never_writable(plx: Plx, snapshot: tuple[str, str]) -> None:
-    name = "0@" + ".".join(snapshot)
+    name = f"{uuid_of(plx, 'base')}@{'.'.join(snapshot)}"
     assert f"access=ro,script=block-plx,target=nbd+unix:///{name}?" in (
         plx("disk", "xen", "base@clean", "xvda").out
     )
@@ -67,19 +76,20 @@ def test_snapshots_are_never_writable(plx: Plx, snapshot: tuple[str, str]) -> No
 
 
 def test_qemu(plx: Plx) -> None:
+    web = uuid_of(plx, "web")
     assert plx("disk", "qemu", "web", "--socket", SOCKET).out == (
-        "-drive file=nbd+unix:///1?socket=/run/parallax/nbd.sock,format=raw,if=virtio\n"
+        f"-drive file=nbd+unix:///{web}?socket=/run/parallax/nbd.sock,format=raw,if=virtio\n"
     )
     assert plx("disk", "qemu", "web", "--blockdev", "--socket", SOCKET).out == (
         "-blockdev driver=nbd,node-name=d0,server.type=unix,"
-        "server.path=/run/parallax/nbd.sock,export=1,reconnect-delay=10\n"
+        f"server.path=/run/parallax/nbd.sock,export={web},reconnect-delay=10\n"
     )
 
 
 def test_libvirt(plx: Plx) -> None:
     assert plx("disk", "libvirt", "web", "--socket", SOCKET).out == (
         "<disk type='network' device='disk'><driver name='qemu' type='raw'/>"
-        "<source protocol='nbd' name='1'>"
+        f"<source protocol='nbd' name='{uuid_of(plx, 'web')}'>"
         "<host transport='unix' socket='/run/parallax/nbd.sock'/></source>"
         "<target dev='vda' bus='virtio'/></disk>\n"
     )
@@ -207,6 +217,19 @@ def test_a_vdi_by_its_name(empty: Plx, name: str) -> None:
     assert source.get("name") == name
 
 
+@pytest.mark.parametrize("words", [("xen", "web", "xvda"), ("qemu", "web"), ("libvirt", "web")])
+def test_a_vdi_by_its_id_or_its_uuid(plx: Plx, words: tuple[str, ...]) -> None:
+    def export(*options: str) -> str:
+        return str(plx("-o", "json", "disk", *words, *options).json["disk"]["export"])
+
+    assert export("--by", "id") == "1"
+    assert export("--by", "uuid") == export() == uuid_of(plx, "web")
+    plx("vdi", "rename", "web", "www")
+    assert plx("disk", *words[:1], uuid_of(plx, "www"), *words[2:]).out == (
+        plx("disk", *words[:1], "1", *words[2:]).out
+    )
+
+
 def test_a_snapshot_by_the_name_of_its_vdi(plx: Plx, snapshot: tuple[str, str]) -> None:
     wanted = f"///base@{'.'.join(snapshot)}?"
     assert wanted in plx("disk", "xen", "base@clean", "xvda", "--by", "name").out
@@ -215,6 +238,7 @@ def test_a_snapshot_by_the_name_of_its_vdi(plx: Plx, snapshot: tuple[str, str]) 
 
 def test_the_original_driver_knew_no_snapshots(plx: Plx) -> None:
     said = plx.fails(2, "disk", "xen", "base@clean", "xvda", "--legacy")
+    assert "leave out --legacy" in said
     assert "the original tap driver has no line for '0@" in said
     assert (
         "///base?"
@@ -250,10 +274,11 @@ def test_lines_that_are_not_historic(line: str) -> None:
 
 def test_machines_get_the_parts(plx: Plx) -> None:
     told = plx("-o", "json", "disk", "qemu", "web", "--socket", SOCKET).json["disk"]
-    assert told["export"] == "1"
-    assert told["uri"] == "nbd+unix:///1?socket=/run/parallax/nbd.sock"
+    web = uuid_of(plx, "web")
+    assert told["export"] == web
+    assert told["uri"] == f"nbd+unix:///{web}?socket=/run/parallax/nbd.sock"
     assert told["uri"] in told["line"]
-    assert '  export: "1"' in plx("-o", "yaml", "disk", "libvirt", "web").lines
+    assert web in plx("-o", "yaml", "disk", "libvirt", "web").lines[3]
 
 
 def test_the_default_socket(plx: Plx, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,13 @@ def made(session: Session, name: str, blocks: int) -> None:
         vdi.write(0, noise(blocks * BLOCK, name))
 
 
+def fill_table(session: Session) -> None:
+    """Give all ids that were never given; after that those that were freed are given again."""
+    given = len(list(session.registry.scan()))
+    for number in range(given, session.store.sb.max_vdis):
+        session.create(f"other{number}")
+
+
 def holder(pair: Pair, number: int) -> int | None:
     names = {h.name: h.who.pid for h in pair.fleet.master.holdings()}
     return names.get(f"extent/{number}")
@@ -305,11 +312,14 @@ def test_a_clone_is_whole_whenever_it_was_made() -> None:
     """Its snapshot is deleted at once, and what was cloned from is written over."""
     for at in range(10):
         pair = Pair()
-        made(pair.one, "first", 1)
+        for name in ("first", "second"):
+            made(pair.one, name, 1)
         made(pair.one, "base", 20)
         pair.one.snapshot(pair.one.registry.find("base"), "s")
-        pair.one.delete(pair.one.registry.find("first"))
+        for name in ("first", "second"):
+            pair.one.delete(pair.one.registry.find(name))
         pair.freed(pair.one)
+        fill_table(pair.one)
         moment, two = Moment(pair, at), pair.two
         plan = Collection(two.member, two.store, two.locks, two.settle, moment.attend)
         with closing(plan):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from support.fleet import member_of
 from support.stores import noise, small_store
-from unit.test_collection import Pair, made
+from unit.test_collection import Pair, fill_table, made
 
 from core.answering import Work
 from core.blockstore import Blockstore
@@ -262,6 +262,7 @@ def test_a_call_for_another_vdi_of_that_number_is_refused(pair: Pair) -> None:
     old = pair.one.create("old", 1 << 20)
     pair.one.delete(old)
     pair.freed(pair.one)
+    fill_table(pair.one)
     new = pair.one.create("new", 1 << 20)
     assert new.id == old.id
     vdi = pair.one.open_vdi(new)

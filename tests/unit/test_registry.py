@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -243,11 +244,50 @@ def test_a_live_vdi_is_not_among_the_deleted_ones(registry: Registry) -> None:
         assert caught.value.message == "VDI 7 'web' is not deleted"
 
 
-def test_free_places_are_given_again_lowest_first(registry: Registry) -> None:
+def test_ids_that_were_never_given_come_first(registry: Registry) -> None:
     for number in (0, 1, 2, 5):
         made(registry, vdi(number, state=FREE if number == 1 else LIVE))
     ids = registry.free_ids()
-    assert [next(ids) for _ in range(5)] == [1, 3, 4, 6, 7]
+    for number in (3, 4, 6, 7):
+        assert next(ids) == number
+        assert next(ids) == number  # it was not used
+        registry.write(vdi(number))
+
+
+def test_the_place_freed_longest_ago_is_given_first() -> None:
+    registry = Registry(memory_store(64))
+    for number in range(30):
+        made(registry, vdi(number))
+    assert next(registry.free_ids(), None) is None
+    for number, freed in ((7, 300), (3, 200), (9, 100), (4, 100)):
+        registry.write(replace(vdi(number, sequence=3, state=FREE), modified_ns=freed))
+    ids = registry.free_ids()
+    assert next(ids) == 4
+    registry.write(vdi(9, sequence=4))  # another session was faster
+    assert list(ids) == [3, 7]
+
+
+@pytest.mark.parametrize("given", [0, 1, 2, 3, 4, 7, 8, 9, 29, 30])
+def test_the_end_of_the_table(given: int) -> None:
+    registry = Registry(memory_store(64))
+    for number in range(given):
+        registry.write(vdi(number))
+    assert next(registry.free_ids(), None) == (given if given < 30 else None)
+
+
+def test_an_id_for_a_new_vdi_costs_a_few_reads_in_a_large_table(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    registry = Registry(memory_store((2 << 30) // BLOCK))
+    reads = []
+
+    def read(number: int) -> VdiRecord | None:
+        reads.append(number)
+        return vdi(number) if number < 10_000 else None
+
+    monkeypatch.setattr(registry, "_read", read)
+    assert next(registry.free_ids()) == 10_000
+    assert len(reads) <= 30
 
 
 def test_ids_out_of_the_table(store: Blockstore, registry: Registry) -> None:
@@ -264,9 +304,9 @@ def test_65536_vdis_are_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
     last = made(registry, vdi(65_535))
     assert registry.get(65_535) == last
     assert registry.get(65_536) is None
-    monkeypatch.setattr(registry, "scan", lambda: ((n, vdi(n)) for n in range(65_535)))
-    assert list(registry.free_ids()) == [65_535]
-    monkeypatch.setattr(registry, "scan", lambda: ((n, vdi(n)) for n in range(65_536)))
+    monkeypatch.setattr(registry, "_read", lambda n: vdi(n) if n < 65_535 else None)
+    assert next(registry.free_ids()) == 65_535
+    monkeypatch.setattr(registry, "_read", vdi)
     assert list(registry.free_ids()) == []
 
 

@@ -354,6 +354,27 @@ def test_what_was_collected_cannot_be_restored(session: Session) -> None:
             session.registry.find_deleted(record.name)
 
 
+def test_the_id_of_a_vdi_that_is_gone_is_given_again_when_none_else_is_left(path: str) -> None:
+    """A guest that knows its disk by the id, and connects again, must not meet another there."""
+    with Session.open(path) as session:
+        for number in range(3):
+            session.create(f"disk{number}", BLOCK)
+        for number in (1, 0):
+            session.delete(session.registry.find(str(number)))
+            session.collect()
+        assert session.create("new", BLOCK).id == 3
+    with Session.open(path) as session:  # nor is it by the next process
+        for number in range(4, session.store.sb.max_vdis):
+            assert session.create(f"disk{number}").id == number
+        assert session.create("one more").id == 1
+        session.delete(session.registry.find("2"))
+        assert session.create("and another").id == 0
+        with pytest.raises(BadRequest, match="all are taken"):
+            session.create("too many")
+        session.collect()
+        assert session.create("fits now").id == 2
+
+
 def test_a_clone_outlives_the_collection_of_its_deleted_parent(session: Session) -> None:
     snapshot_of(session)
     clone = session.create("clone", parent=session.find_snapshot("base@s"))

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from xen.world import ODD, ODD_ENCODED, SCRIPT, SOCKET, World
+from xen.world import ODD, ODD_ENCODED, SCRIPT, SOCKET, World, listed, uuid_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -32,7 +32,7 @@ def test_add_and_remove_each_once_and_again(world: World) -> None:
 
 
 def test_each_vdi_gets_a_device_until_there_is_none(world: World) -> None:
-    world.write("exports", "".join(f"v{n}: VDI {n}, snapshots: 0\n" for n in range(4)))
+    world.write("exports", "".join(listed(f"v{n}", n) for n in range(4)))
     paths = [world.disk(domain, str(domain)) for domain in range(4)]
     for path in paths[:3]:
         assert world.run("add", path) == 0
@@ -99,7 +99,8 @@ def test_two_domains_race_for_one_vdi(world: World) -> None:
     assert sorted(status) == [0, 1, 1, 1]
     winner = status.index(0)
     assert world.connected(paths[winner])
-    assert list(world.attached().values()) == ["0"]
+    (export,) = world.attached().values()
+    assert export in ("0", uuid_of(0))
     for loser in set(range(4)) - {winner}:
         assert f"is in use by domain 'vm{winner + 1}'" in world.get(f"{paths[loser]}/hotplug-error")
 
@@ -114,7 +115,7 @@ def test_one_disk_is_added_twice_at_once(world: World) -> None:
 
 
 def test_domains_with_a_vdi_each_race_for_devices(world: World) -> None:
-    world.write("exports", "".join(f"v{n}: VDI {n}, snapshots: 0\n" for n in range(3)))
+    world.write("exports", "".join(listed(f"v{n}", n) for n in range(3)))
     world.write("slow", "10")
     paths = [world.disk(domain, str(domain)) for domain in range(3)]
     running = [world.start("add", path) for path in paths]
@@ -184,7 +185,7 @@ def test_a_disk_that_is_served_read_only_is_not_given_for_writing(world: World) 
         ("$(touch x)", None),
         ("`id`;&|", None),
         ("100%", None),
-        ("a: VDI 0, snapshots: 1", None),
+        (listed("a", 0).strip(), None),
         ("back\\slash", None),
         ("*", None),
         ("日本", None),
@@ -193,13 +194,10 @@ def test_a_disk_that_is_served_read_only_is_not_given_for_writing(world: World) 
     ],
 )
 def test_names(world: World, name: str, encoded: str | None) -> None:
-    world.write(
-        "exports",
-        f"a: VDI 4, snapshots: 0\nweb: VDI 0, snapshots: 0\n{name}: VDI 5, snapshots: 2\n",
-    )
+    world.write("exports", listed("a", 4) + listed("web", 0) + listed(name, 5))
     first = world.disk(1, encoded or quote(name, safe=""))
     assert world.run("add", first) == 0, world.log()
-    assert world.attached() == {"nbd0": "5"}
+    assert world.attached() == {"nbd0": uuid_of(5)}
     said = world.refused(world.disk(2, "5"))
     assert "is in use by domain 'vm1'" in said
     assert said.isascii()
@@ -209,12 +207,27 @@ def test_names(world: World, name: str, encoded: str | None) -> None:
     assert not (world.folder / "x").exists()
 
 
+def test_a_vdi_by_its_uuid_is_the_one_with_that_id_and_that_name(world: World) -> None:
+    assert world.run("add", world.disk(1, uuid_of(0))) == 0, world.log()
+    assert world.attached() == {"nbd0": uuid_of(0)}
+    for called in ("0", "web", uuid_of(0), uuid_of(0).upper()):
+        assert "is in use by domain 'vm1'" in world.refused(world.disk(2, called))
+    assert world.run("add", world.disk(3, uuid_of(1))) == 0
+    assert f"has no VDI '{uuid_of(7)}'" in world.refused(world.disk(4, uuid_of(7)))
+
+
+def test_a_name_in_the_list_of_a_tap_that_tells_no_uuids(world: World) -> None:
+    world.write("exports", "web: VDI 0, snapshots: 1\n")
+    assert world.run("add", world.disk(1, "web")) == 0, world.log()
+    assert world.attached() == {"nbd0": "0"}
+
+
 def test_the_only_vdi_of_a_store_needs_no_name(world: World) -> None:
     path = world.disk(1, target=f"nbd+unix:///?socket={SOCKET}")
     assert "has no VDI ''" in world.refused(path)
-    world.write("exports", "web: VDI 0, snapshots: 1\nweb@a: snapshot 9.0 of VDI 0\n")
+    world.write("exports", listed("web", 0) + "web@a: snapshot 9.0 of VDI 0\n")
     assert world.run("add", path) == 0
-    assert world.attached() == {"nbd0": "0"}
+    assert world.attached() == {"nbd0": uuid_of(0)}
 
 
 @pytest.mark.parametrize(
@@ -259,7 +272,7 @@ def test_a_device_whose_domain_is_gone_is_collected(world: World) -> None:
     world.gone(1)
     path = world.disk(2, ODD_ENCODED)
     assert world.run("add", path) == 0
-    assert list(world.attached().values()) == ["1"]
+    assert list(world.attached().values()) == [uuid_of(1)]
     assert "collecting nbd0 of" in world.log()
 
 
@@ -283,11 +296,11 @@ def test_a_domain_that_lost_its_disk_keeps_the_device(world: World) -> None:
     assert world.run("add", lost) == 0
     (world.folder / "sys/nbd0/pid").unlink()
     assert world.run("add", world.disk(2, ODD_ENCODED)) == 0
-    assert world.attached() == {"nbd1": "1"}
+    assert world.attached() == {"nbd1": uuid_of(1)}
     assert "is in use by domain 'vm1'" in world.refused(world.disk(3))
     assert world.run("remove", lost) == 0
     assert world.run("add", world.disk(3)) == 0
-    assert world.attached() == {"nbd0": "0", "nbd1": "1"}
+    assert world.attached() == {"nbd0": "0", "nbd1": uuid_of(1)}
 
 
 def test_in_a_driver_domain_other_domains_are_not_seen(world: World) -> None:
@@ -450,9 +463,9 @@ def test_death_at_each_step_of_add(new_world: Callable[[], World], deed: str, af
         if after == "gone":
             world.gone(1)
         if after != "add" and not world.get(f"{path}/physical-device"):
-            path = world.disk(2)  # the first domain has no disk that it could write to
+            path = world.disk(2, "web")  # the first domain has no disk that it could write to
         assert world.run("add", path) == 0, (step, world.get(f"{path}/hotplug-error"))
-        assert list(world.attached().values()) == ["0"], step
+        assert list(world.attached().values()) == [uuid_of(0)], step
         assert len(world.records()) == 1, step
         assert world.run("remove", path) == 0, step
         assert (world.attached(), world.records()) == ({}, set()), step
@@ -469,9 +482,9 @@ def test_death_at_each_step_of_remove(new_world: Callable[[], World], deed: str)
         step = world.calls()[number - 1]
         world.no_fault()
         world.gone(1)
-        other = world.disk(2)
+        other = world.disk(2, "web")
         assert world.run("add", other) == 0, (step, world.get(f"{other}/hotplug-error"))
-        assert list(world.attached().values()) == ["0"], step
+        assert list(world.attached().values()) == [uuid_of(0)], step
         assert len(world.records()) == 1, step
 
 

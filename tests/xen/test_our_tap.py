@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
@@ -11,13 +12,25 @@ import pytest
 from support.tap import make_store, tap_in_thread
 from xen.world import ODD, World
 
+from core.blockstore import Blockstore
+from core.registry import Registry
 from core.session import Session
+from core.text import uuid_text
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def socket(world: World, tmp_path: Path) -> Iterator[str]:
+def store(tmp_path: Path) -> str:
+    store = make_store(tmp_path)
+    with Session.open(store) as session:
+        session.create(ODD, 1 << 20)
+        session.snapshot(session.registry.find(ODD), "label")
+    return store
+
+
+@pytest.fixture
+def socket(world: World, store: str) -> Iterator[str]:
     """The socket of a tap with the VDIs golden, clone and empty, and one with an odd name.
 
     nbd-client does all but the last step: without netlink it would use an ioctl on the device,
@@ -26,10 +39,6 @@ def socket(world: World, tmp_path: Path) -> Iterator[str]:
     client = shutil.which("nbd-client", path="/usr/sbin:/usr/local/sbin:/usr/bin")
     assert client, "nbd-client is missing (Debian package nbd-client)"
     world.write("bin/nbd-client", f'#!/bin/sh\n. "$WORLD/bin/fault"\nexec {client} -L "$@"\n')
-    store = make_store(tmp_path)
-    with Session.open(store) as session:
-        session.create(ODD, 1 << 20)
-        session.snapshot(session.registry.find(ODD), "label")
     with tap_in_thread(store) as (_, path):
         yield path
 
@@ -43,10 +52,16 @@ def _refused(world: World, socket: str, name: str) -> tuple[str, list[str]]:
     return said, sorted(set(asked))
 
 
-def test_names_are_found(world: World, socket: str) -> None:
-    for name, number in (("golden", 0), ("empty", 2), (ODD, 3), ("1", 1)):
+def test_names_are_found(world: World, socket: str, store: str) -> None:
+    with closing(Blockstore.open(store)) as opened:
+        uuids = {record.name: uuid_text(record.uuid) for record in Registry(opened).vdis()}
+    for name, export in (
+        *((name, uuids[name]) for name in ("golden", "empty", ODD)),
+        (uuids["clone"], uuids["clone"]),
+        ("1", "1"),
+    ):
         said, asked = _refused(world, socket, name)
-        assert asked == [str(number)]
+        assert asked == [export]
         assert "cannot attach" in said  # as far as it comes without a kernel
         assert "ioctl" in said.lower()
 

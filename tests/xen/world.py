@@ -14,6 +14,16 @@ ODD_ENCODED = "%C3%B6dd%20%22n%C3%A4me%22%3F%23%25%27x"
 SOCKET = "/run/parallax/nbd.sock"
 
 
+def uuid_of(vdi: int) -> str:
+    """The UUID of a VDI."""
+    return f"{vdi:08x}-aaaa-4bbb-8ccc-dddddddddddd"
+
+
+def listed(name: str, vdi: int) -> str:
+    """What the tap says of a VDI in its list."""
+    return f"{name}: VDI {vdi}, UUID {uuid_of(vdi)}, snapshots: 0\n"
+
+
 class Run:
     """A block script that runs, or has run."""
 
@@ -63,7 +73,7 @@ class World:
             (folder / "sys" / device / "size").write_text("0\n")
         (folder / "dev/nbd0p1").touch()  # a partition is no device
         self.write("address", SOCKET)
-        self.write("exports", f"web: VDI 0, snapshots: 1\n{ODD}: VDI 1, snapshots: 0\n")
+        self.write("exports", listed("web", 0) + listed(ODD, 1))
         self.environment = {
             "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
             "WORLD": str(folder),

@@ -60,11 +60,11 @@ options:
     type: str
   by:
     description:
-      - Whether the text calls the VDI by its id or its name. A rename makes a text with the name
-        void.
+      - What the text calls the VDI. Only its V(uuid) is never another's; a V(name) may be given to
+        another VDI, and some day an V(id) is.
     type: str
-    choices: [id, name]
-    default: id
+    choices: [uuid, name, id]
+    default: uuid
   socket:
     description:
       - Socket of the tap on the host of the machine, if it is not the usual one.
@@ -103,7 +103,7 @@ _raw:
   type: list
   elements: str
   sample:
-    - format=raw,vdev=xvda,access=rw,script=block-plx,target=nbd+unix:///1?socket=/run/parallax/nbd.sock
+    - format=raw,vdev=xvda,access=rw,script=block-plx,target=nbd+unix:///4d3e8a5c-91b0-4c57-a2a1-0f6f8a1c2b3d?socket=/run/parallax/nbd.sock
 """
 
 from ansible.errors import AnsibleError

@@ -15,6 +15,7 @@ def disk_module(**own):
     spec = arguments(
         path={"type": "path", "required": True},
         vdi={"type": "str"},
+        by={"type": "str", "choices": ["uuid", "name", "id"], "default": "uuid"},
         socket={"type": "path"},
         state={"type": "str", "choices": ["present", "absent"], "default": "present"},
         force={"type": "bool", "default": False},

@@ -40,6 +40,15 @@ options:
     description:
       - The VDI by its name, id or UUID, or a snapshot as V(VDI@LABEL).
     type: str
+  by:
+    description:
+      - What the VDI is called in the file. Only its V(uuid) is never another's; a V(name) may be
+        given to another VDI, and some day an V(id) is.
+      - A disk that calls the VDI something else than this is changed, once. A running machine is
+        not concerned.
+    type: str
+    choices: [uuid, name, id]
+    default: uuid
   bus:
     description:
       - What the disk hangs on. Without it a disk keeps its bus, and a new one gets V(virtio) when
@@ -111,8 +120,8 @@ element:
   type: str
   sample: >-
     <disk type='network' device='disk'><driver name='qemu' type='raw'/><source protocol='nbd'
-    name='1'><host transport='unix' socket='/run/parallax/nbd.sock'/></source><target dev='vda'
-    bus='virtio'/></disk>
+    name='4d3e8a5c-91b0-4c57-a2a1-0f6f8a1c2b3d'><host transport='unix'
+    socket='/run/parallax/nbd.sock'/></source><target dev='vda' bus='virtio'/></disk>
 element_before:
   description: The disk as it was; empty when there was none.
   returned: success
@@ -137,7 +146,7 @@ def _wanted(module, disk):
     params = module.params
     if params["state"] == "absent":
         return None
-    words = ["disk", "libvirt", "--target", params["target"]]
+    words = ["disk", "libvirt", "--by", params["by"], "--target", params["target"]]
     present = disk.child("target").attributes.get("bus") if disk else None
     bus = params["bus"] or (present if present in _BUSES else None)
     for option, value in (("--bus", bus), ("--socket", params["socket"])):

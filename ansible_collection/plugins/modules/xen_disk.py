@@ -32,13 +32,23 @@ options:
     required: true
   vdev:
     description:
-      - Name of the device in the domain, such as V(xvda). It says which entry is meant.
+      - Name of the device in the domain, such as V(xvda). It says which entry is meant, however
+        the device is written there (V(51712), V(0xca00) and V(d0p0) are V(xvda), too).
     type: str
     required: true
   vdi:
     description:
       - The VDI by its name, id or UUID, or a snapshot as V(VDI@LABEL).
     type: str
+  by:
+    description:
+      - What the VDI is called in the file. Only its V(uuid) is never another's; a V(name) may be
+        given to another VDI, and some day an V(id) is.
+      - An entry that calls the VDI something else than this is changed, once. A running machine is
+        not concerned.
+    type: str
+    choices: [uuid, name, id]
+    default: uuid
   access:
     description:
       - V(r) or V(w). Without it a VDI can be written and a snapshot cannot.
@@ -88,7 +98,7 @@ entry:
   description: The entry for the disk, as it stands in the file then; empty when there is none.
   returned: success
   type: str
-  sample: format=raw,vdev=xvda,access=rw,script=block-plx,target=nbd+unix:///1?socket=/run/parallax/nbd.sock
+  sample: format=raw,vdev=xvda,access=rw,script=block-plx,target=nbd+unix:///4d3e8a5c-91b0-4c57-a2a1-0f6f8a1c2b3d?socket=/run/parallax/nbd.sock
 entry_before:
   description: The entry as it was; empty when there was none.
   returned: success
@@ -115,7 +125,7 @@ def _wanted(module):
     params = module.params
     if params["state"] == "absent":
         return None
-    words = ["disk", "xen"]
+    words = ["disk", "xen", "--by", params["by"]]
     for option in ("backend", "socket"):
         if params[option] is not None:
             words += ["--" + option, params[option]]
