@@ -145,7 +145,7 @@ def _commands(reading: Reading, settings: Settings) -> Iterator[Candidate]:
     if context.parent is None:
         with suppress(BadRequest):  # told when a command runs
             for name, meaning in settings.aliases().items():
-                yield Candidate(name, f"alias of {meaning}", "alias")
+                yield Candidate(name, printable(f"alias of {meaning}"), "alias")
 
 
 # -- options ---------------------------------------------------------------------------
