@@ -63,7 +63,6 @@ _LAST_WORDS: Final = 1.0
 """Seconds for the other side to take them."""
 _MOST_SESSIONS: Final = 64
 """Sessions of one connection."""
-_OR_KEY: Final = "give certificates with --tls or a shared key with --key, or use 127.0.0.1"
 
 
 class _Line:
@@ -89,7 +88,7 @@ class LockService:
 
     Args:
         unix: path of a Unix socket, for this user alone.
-        listen: address and port; other hosts reach it only with TLS or a key.
+        listen: address and port; needs TLS or a key, for every user of a host reaches those.
         epochs: where the epoch is kept.
         timing: how long leases last.
         key: what clients on TCP have to share.
@@ -131,8 +130,9 @@ class LockService:
         if not unix and listen is None:
             raise BadRequest("the lock master has nowhere to listen", "use --listen or --unix")
         if listen is not None:
-            safe = key is not None or self._tls is not None
-            self._listeners += listen_tcp(*listen, safe, _OR_KEY)
+            if key is None and self._tls is None:
+                raise BadRequest("a lock master on TCP wants a key or certificates", "give it one")
+            self._listeners += listen_tcp(*listen, public=True)
         try:
             if unix:
                 with short_path(unix) as path:

@@ -366,6 +366,26 @@ def run_folder() -> str:
     return os.path.join(folder or f"/run/user/{os.geteuid()}", "parallax")
 
 
+STATE_FOLDER: Final = "/var/lib/parallax"
+"""Where a lock master that a system has started keeps its state and its key."""
+
+
+def state_folder() -> str:
+    """Return the folder in which a lock master of this user keeps its state and its key."""
+    chosen = os.environ.get("PARALLAX_STATE_DIR")
+    if chosen:
+        return chosen
+    if os.geteuid() == 0:
+        return STATE_FOLDER
+    folder = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return os.path.join(folder, "parallax")
+
+
+def state_folders() -> list[str]:
+    """Return where the key of a lock master of this user, or of this host, may be."""
+    return [*dict.fromkeys((state_folder(), STATE_FOLDER))]
+
+
 def default_socket() -> str:
     """Return the Unix socket on which the tap of this user listens."""
     return os.path.join(run_folder(), "nbd.sock")

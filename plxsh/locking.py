@@ -8,7 +8,7 @@ that talks to one.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from threading import Timer
 from typing import TYPE_CHECKING, Final
 
 from core.errors import InUse, IoFailed, ParallaxError
-from plxsh.context import RUN_FOLDERS, run_folder
+from plxsh.context import RUN_FOLDERS, run_folder, state_folders
 
 if TYPE_CHECKING:
     from core.blockstore import Mode
@@ -90,21 +90,29 @@ def connect_to(
     settings: Settings, address: str, scope: str = "", purpose: str = ""
 ) -> LockConnection:
     """Begin a session with a lock master, whichever stores it serves; raises as `connect`."""
-    from core.lock_auth import client_tls, read_key
+    from core.lock_auth import client_tls
     from core.lock_connection import LockConnection
     from plxsh.params import LOCK_MASTER, checked
 
     checked(LOCK_MASTER, address, "the lock master")
-    key = partial(read_key, os.path.abspath(settings.lock_key)) if settings.lock_key else None
-    if key is not None:
-        key()  # what is wrong with it now is said as what it is
     return LockConnection(
         address,
         purpose or settings.purpose,
         scope=scope,
-        key=key,
+        key=_key(settings),
         tls=client_tls(settings.lock_tls) if settings.lock_tls else None,
     )
+
+
+def _key(settings: Settings) -> Callable[[], bytes] | None:
+    """Return what reads the key to show: the one that is named, else that of this host."""
+    from core.lock_key import find_own_key, read_key
+
+    if settings.lock_key:
+        named = partial(read_key, os.path.abspath(settings.lock_key))
+        named()  # what is wrong with it now is said as what it is
+        return named
+    return None if settings.lock_tls else partial(find_own_key, state_folders())
 
 
 def hosted_address(store: str) -> str | None:

@@ -60,14 +60,14 @@ def raw(unix: str, master: LockService) -> Iterator[RawLockClient]:  # noqa: ARG
 
 
 def test_one_that_does_not_read_is_cut_off(
-    master: LockService, port: int, join: Join, caplog: pytest.LogCaptureFixture
+    master: LockService, unix: str, join: Join, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     good = join()
     held = good.acquire("vdi/1")
     for number in range(1000):
         master.locks.acquire(f"extent/{number}")
-    deaf = RawLockClient(port, buffer=4096)
+    deaf = RawLockClient(unix)
     session = deaf.hello("deaf")
     asked = 0
     with suppress(OSError):
@@ -279,7 +279,7 @@ def test_a_master_cannot_move_the_cursor_either() -> None:
 
 
 def test_nothing_in_the_log_is_in_a_strangers_words(
-    master: LockService, port: int, caplog: pytest.LogCaptureFixture
+    master: LockService, port: int, unix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     for said in (
         b"GET /\x1b[31m HTTP/1.1\r\n\r\n",
@@ -291,7 +291,7 @@ def test_nothing_in_the_log_is_in_a_strangers_words(
             while sock.recv(1 << 16):
                 pass
     for message in (b'["\x1b[31mX",{}]', b'["Renew",{"\x1b":1}]'):
-        client = RawLockClient(port)
+        client = RawLockClient(unix)
         client.protocol.send_binary(message)
         client.protocol.send_close(1000, "\x1b[31m")
         client.flush()

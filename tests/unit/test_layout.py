@@ -35,6 +35,7 @@ ORDER = (
     "direct",
     "listen",
     "notify",
+    "lock_key",
     "lock_auth",
     "lock_channel",
     "lock_here",
