@@ -36,6 +36,7 @@ from core.lock_epoch import Epochs
 from core.lock_here import LocksHere
 from core.lock_master import HERE, LockMaster
 from core.lock_messages import (
+    TOOL,
     Hello,
     Reply,
     Request,
@@ -96,6 +97,7 @@ class LockService:
         alone: no session of an earlier run is left.
         store: the UUID, in hex, of the store that this process has locked.
         purpose: what this process does, for people.
+        role: what it is to other sessions.
 
     Attributes:
         locks: the locks of this process, for any thread.
@@ -121,6 +123,7 @@ class LockService:
         alone: bool = False,
         store: str = "",
         purpose: str = "the lock master's own process",
+        role: str = TOOL,
     ) -> None:
         """Listen, but answer nobody before `start`."""
         self._key = key
@@ -137,7 +140,8 @@ class LockService:
             if unix:
                 with short_path(unix) as path:
                     self._listeners.append(listen_unix(path))
-            here = Who(HERE, printable(socket.gethostname()), os.getpid(), printable(purpose))
+            host = printable(socket.gethostname())
+            here = Who(HERE, host, os.getpid(), printable(purpose), role)
             self.master = LockMaster(timing, epochs, now(), alone=alone, store=store, here=here)
         except BaseException:
             self._close_doors()

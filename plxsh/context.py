@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 import click
 
 from core.errors import BadRequest, Interrupted, NotFound
+from core.lock_messages import TOOL
 
 if TYPE_CHECKING:
     from core.blockstore import Blockstore, Mode
@@ -181,11 +182,12 @@ class Settings:
         with closing(Blockstore.open(self.store, cache=self.caching)) as store:
             return store.sb.uuid.hex()
 
-    def connect(self, purpose: str = "") -> LockConnection:
+    def connect(self, purpose: str = "", role: str = TOOL) -> LockConnection:
         """Begin a session with the lock master that is configured.
 
         Args:
             purpose: what this process does, for people; by default the command line.
+            role: what it is to other sessions.
 
         Raises:
             InUse, IoFailed: the lock master refuses, or cannot be reached.
@@ -193,7 +195,7 @@ class Settings:
         """
         from plxsh.locking import connect
 
-        return connect(self, self.lock_master, purpose or self.purpose)
+        return connect(self, self.lock_master, purpose or self.purpose, role)
 
     def session(self, mode: Mode = "write") -> Session:
         """Open a session; with --dry-run nothing that it writes reaches the store.

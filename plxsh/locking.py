@@ -16,6 +16,7 @@ from threading import Timer
 from typing import TYPE_CHECKING, Final
 
 from core.errors import InUse, IoFailed, ParallaxError
+from core.lock_messages import TOOL
 from plxsh.context import RUN_FOLDERS, run_folder, state_folders
 
 if TYPE_CHECKING:
@@ -58,13 +59,16 @@ def join(settings: Settings, mode: Mode, locks: LockConnection) -> Session:
         telling.cancel()
 
 
-def connect(settings: Settings, address: str, purpose: str = "") -> LockConnection:
+def connect(
+    settings: Settings, address: str, purpose: str = "", role: str = TOOL
+) -> LockConnection:
     """Begin a session with a lock master for the store of the settings.
 
     Args:
         settings: the store, the key and the certificates.
         address: HOST:PORT or unix:PATH.
         purpose: what this process does, for people; by default the command.
+        role: what it is to other sessions.
 
     Raises:
         InUse: it is the lock master of a tap that serves another store.
@@ -73,10 +77,10 @@ def connect(settings: Settings, address: str, purpose: str = "") -> LockConnecti
         Others: as `Blockstore.open`.
     """
     store = settings.store_uuid()
-    locks = connect_to(settings, address, store, purpose)
+    locks = connect_to(settings, address, store, purpose, role)
     if locks.store == store:  # that of a tap: it has no names but those of its store
         locks.close()
-        locks = connect_to(settings, address, "", purpose)
+        locks = connect_to(settings, address, "", purpose, role)
     elif locks.store:
         locks.close()
         raise InUse(
@@ -87,7 +91,7 @@ def connect(settings: Settings, address: str, purpose: str = "") -> LockConnecti
 
 
 def connect_to(
-    settings: Settings, address: str, scope: str = "", purpose: str = ""
+    settings: Settings, address: str, scope: str = "", purpose: str = "", role: str = TOOL
 ) -> LockConnection:
     """Begin a session with a lock master, whichever stores it serves; raises as `connect`."""
     from core.lock_auth import client_tls
@@ -101,6 +105,7 @@ def connect_to(
         scope=scope,
         key=_key(settings),
         tls=client_tls(settings.lock_tls) if settings.lock_tls else None,
+        role=role,
     )
 
 

@@ -21,8 +21,9 @@ from core import lock_calls, lock_connection, lock_master, lock_peer, lock_servi
 from core.errors import BadRequest, InUse, IoFailed
 from core.lock_connection import LockConnection
 from core.lock_epoch import Start
-from core.lock_master import LockMaster
+from core.lock_master import HERE, LockMaster
 from core.lock_messages import (
+    UNKNOWN,
     Acquire,
     Answer,
     Answered,
@@ -42,7 +43,7 @@ from core.lock_messages import (
     Who,
 )
 from core.lock_service import LockService
-from core.lock_timing import Timing
+from core.lock_timing import Timing, now
 from core.lock_wire import MOST_BYTES, decode_reply, decode_request, encode
 
 
@@ -276,6 +277,18 @@ def test_a_master_cannot_move_the_cursor_either() -> None:
     for reply in (Listing(1, 1, (), (who,)), Refused(1, 1, "vdi/1", "held by \x1b]0;x\x07")):
         with pytest.raises(BadRequest, match="cannot be shown"):
             decode_reply(encode(reply))
+
+
+def test_a_session_of_an_earlier_version_does_not_say_its_role(master: LockService) -> None:
+    hello = decode_request(
+        b'["Hello",{"nonce":"n","host":"old","pid":7,"purpose":"plxsh tap serve"}]'
+    )
+    with master.desk:
+        master.master.receive(now(), hello)
+        [listing] = master.master.receive(now(), ListLocks(HERE, 1))
+    assert isinstance(listing, Listing)
+    assert {who.host: who.role for who in listing.sessions}["old"] == UNKNOWN
+    assert decode_request(b'["Renew",{"session":1,"seq":1,"of a later version":[]}]') == Renew(1, 1)
 
 
 def test_nothing_in_the_log_is_in_a_strangers_words(
