@@ -82,17 +82,19 @@ class Answers:
         Raises:
             ParallaxError: what is to be answered instead; nothing was done.
         """
-        kind, _, which = called.name.partition("/")
-        handler = self.handlers.get(f"{kind} {called.method}")
+        return self.work(called.name, called.method, parse(called.argument))
+
+    def work(self, name: str, method: str, argument: Argument) -> Work:
+        """Do the same for a method and its argument; raises as `begin`."""
+        kind, _, which = name.partition("/")
+        handler = self.handlers.get(f"{kind} {method}")
         if handler is None:
-            raise BadRequest(
-                f"{called.name} has no method {called.method!r}", "use the same version everywhere"
-            )
+            raise BadRequest(f"{name} has no method {method!r}", "use the same version everywhere")
         try:
-            return handler(which, parse(called.argument))
+            return handler(which, argument)
         except (KeyError, TypeError, ValueError) as error:
             raise BadRequest(
-                f"{called.method}: the argument makes no sense: {called.argument!r}",
+                f"{method}: the argument makes no sense: {argument!r}",
                 "use the same version everywhere",
             ) from error
 
@@ -153,7 +155,7 @@ class Answers:
 
     def _sweep(self, _which: str, argument: Argument) -> Work:
         token, extent = int(argument["collection"]), int(argument["extent"])
-        bits = unpack_bits(argument["garbage"])
+        bits = unpack_bits(argument["garbage"], self._session.store.sb.extent_blocks >> 3)
         return Work((), lambda: {"freed": self._session.member.sweep(token, extent, bits)})
 
     def _finish(self, _which: str, argument: Argument) -> Work:

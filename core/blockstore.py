@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 from weakref import WeakSet
 
@@ -213,6 +214,16 @@ class Blockstore:
                 store.close()
                 raise
         return store
+
+    def view(self) -> Blockstore:
+        """Return the same open store for reading what is committed, on another thread.
+
+        It has a node cache of its own. It is not to be closed, and of no use after this one is.
+        """
+        view = copy(self)
+        view.nodes, view.warnings = NodeCache(), []
+        view._queue, view._allocator = {}, None
+        return view
 
     def refresh(self) -> None:
         """Read the superblock again, in case another session has made the store larger."""

@@ -12,7 +12,8 @@ collecting one too. With one process alone the same code runs with one member.
    step 2 or one of them reaches is marked.
 4. *Retire.* Under `registry` the records of deleted VDIs are made free for new ones, durably,
    if they are still what they were in step 2.
-5. *Sweep.* Each member frees, in each of its extents, what is in its copy and not marked.
+5. *Sweep.* Each member frees, in each of its extents, what is in its copy and not marked. It
+   marks by itself first, and refuses to free what its own marks say is needed.
 6. *Finish.* Bitmaps are made durable, free blocks go back to the host, seals end.
 
 Why nothing reachable is freed
@@ -77,11 +78,35 @@ the sweep was asked for dropped what was still reachable in step 2, which is mar
   seal, and so does whoever claims its extents; a sweep of them is refused.
 * **No room while sealed**: a member that runs out of space ends its seal; what it kept is free
   then, what is marked is not. A sweep that comes afterwards is refused.
+
+A second opinion
+================
+
+All of that trusts the collector's marks. So before its first sweep for another session a member
+makes sure that `gc` is held under the token of the seal, reads all records itself, and marks
+what they reach and what it is reading (`Member.look`). A sweep that names a candidate among
+these marks is refused as a whole, with an error, and the seal ends: nothing of it is freed,
+and no other sweep of that collection either, here or, when the collector hears of it, elsewhere.
+
+*A collector that is right is never refused.* A member looks after step 4, since only then is it
+asked to sweep. What a record reaches then is, as above, marked, or was allocated since the
+seal and is no candidate. The doomed VDIs are free table entries by then; those that are deleted
+and still on record are marked, and were in step 2 if they were deleted later. The member's own
+readers said in step 3 what they read, or have opened since what was on record.
+
+*What it looks at stands still.* While it is sealed nothing that its own commits drop is handed
+out, and so it is in all who sealed; trees of those who did not may change under it, and then it
+reads the records again, like the collector.
+
+*What it costs.* Each node is read once, as in step 3, but by each member, on its own host and (in
+a tap) on a thread of its own. The collector does not do it for itself: those would be the
+same marks.
 """
 
 from __future__ import annotations
 
 import base64
+import logging
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Collection as Container
@@ -100,9 +125,19 @@ from core.lock_messages import Holding
 from core.locks import Grant, Locks
 from core.progress import Progress, silent
 from core.radix import RadixMap
-from core.reclaim import KEEP_LIVE, Account, Garbage, Roots, read_records, retire
+from core.reclaim import (
+    KEEP_DELETED,
+    KEEP_LIVE,
+    Account,
+    Garbage,
+    Roots,
+    read_records,
+    retire,
+)
 from core.registry import Registry
 from core.remote import Argument, ask
+
+logger = logging.getLogger(__name__)
 
 Bits = NDArray[np.uint8]
 """Bit *i* of byte *j* is block 8 *j* + *i* of an extent."""
@@ -111,6 +146,8 @@ _ROUNDS: Final = 5
 """How often marking begins again, or sessions that came meanwhile are asked to seal."""
 _REGISTRY_WAIT: Final = 30.0
 _SEAL_WAIT: Final = 20.0
+_SWEEP_WAIT: Final = 600.0
+"""Seconds: a member marks all that is needed before its first sweep."""
 _FINISH_WAIT: Final = 120.0
 
 
@@ -119,9 +156,20 @@ def pack_bits(bits: Bits) -> str:
     return base64.b64encode(zlib.compress(bits.tobytes(), 1)).decode()
 
 
-def unpack_bits(text: str) -> Bits:
-    """Return the bits that `pack_bits` made a text of."""
-    return np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
+def unpack_bits(text: str, size: int) -> Bits:
+    """Return the bits that `pack_bits` made a text of, `size` bytes of them.
+
+    Raises:
+        ValueError: it is no such text; a few bytes cannot be made to fill the memory either.
+    """
+    unpacking = zlib.decompressobj()
+    try:
+        bits = unpacking.decompress(base64.b64decode(text, validate=True), size + 1)
+    except zlib.error as error:
+        raise ValueError("these are no bits") from error
+    if len(bits) != size:
+        raise ValueError(f"these are not {size} bytes of bits")
+    return np.frombuffer(bits, np.uint8)
 
 
 def others(store: Blockstore, locks: Locks) -> list[Holding]:
@@ -172,6 +220,7 @@ class Member:
         self.settle = settle
         self._reading = reading
         self._leaving: dict[int, Leaving] = {}
+        self._needed: BlockSet | None = None
         self.token = 0
         self.collection: Sealing | None = None
         self.giving = GiveBack(store)
@@ -184,6 +233,7 @@ class Member:
         """
         self._store.check_writable()
         self._store.allocator.seal()
+        self._needed = None
         self.token = token
 
     def sealed(self) -> list[int]:
@@ -206,6 +256,7 @@ class Member:
 
     def unseal(self) -> None:
         """End the part in a collection; nothing more is freed by it."""
+        self._needed = None
         if self.token:
             self.token = 0
             self._store.allocator.unseal()
@@ -229,7 +280,7 @@ class Member:
         Raises:
             IoFailed: the lock master cannot be reached.
         """
-        self.expire_unless(not self.token or self.is_held())
+        self.expire_unless(not self.token or self.is_held(self.token))
 
     def expire_unless(self, held: bool) -> None:
         """Do as `expire`, for one who has asked already; `held` is what `is_held` said."""
@@ -237,25 +288,89 @@ class Member:
         if self.token and not held:
             self.unseal()
 
-    def is_held(self) -> bool:
-        """Say whether someone holds `gc` under the token of the seal; on any thread.
+    def is_held(self, token: int) -> bool:
+        """Say whether someone holds `gc` under the token of a seal; on any thread.
 
         Raises:
             IoFailed: the lock master cannot be reached.
         """
         held = self._locks.holdings()
-        return any(h.name == "gc" and h.token == self.token for h in held)
+        return any(h.name == "gc" and h.token == token for h in held)
 
     def images(self) -> list[tuple[int, int]]:
         """Return root and height of the trees that are read at the moment."""
         return [(tree.root, tree.height) for tree in self._reading()]
 
+    @property
+    def has_looked(self) -> bool:
+        """Whether it is known here what is needed, for the collection that it is sealed for."""
+        return self._needed is not None
+
+    def look(self, token: int) -> Callable[[], BlockSet]:
+        """Begin to find out what is needed, before the first sweep for another session.
+
+        Returns:
+            What does it and takes long; to be called on any thread. `looked` takes the answer.
+            It raises InUse if nobody collects under that token, or VDIs change all the time;
+            Corrupt if what is needed is unknown; IoFailed if the lock master is away.
+
+        Raises:
+            InUse: it is not sealed for that collection (any more).
+        """
+        self._refuse(token)
+        store, images = self._store.view(), self.images()
+
+        def find() -> BlockSet:
+            if not self.is_held(token):
+                raise InUse("nobody collects under that token", "collect again")
+            return needed(store, images)
+
+        return find
+
+    def looked(self, token: int, found: BlockSet) -> None:
+        """Note what is needed; raises as `look`."""
+        self._refuse(token)
+        self._needed = found
+
     def sweep(self, token: int, number: int, garbage: Bits) -> int:
-        """Free what was allocated when an extent was sealed and is garbage; return how many.
+        """Free what another session's collection calls garbage; return how many blocks.
+
+        Of what was allocated when the extent was sealed. It looks first, unless it has.
 
         Raises:
             InUse: it is not sealed for that collection (any more); nothing is freed.
+            Corrupt: some of it is needed; nothing is freed, and the seal has ended.
+            Others: as `look`.
         """
+        self._refuse(token)
+        if self._needed is None:
+            self._needed = self.look(token)()
+        self._refuse_needed(number, garbage, self._needed)
+        return self.free(token, number, garbage)
+
+    def _refuse_needed(self, number: int, garbage: Bits, needed: BlockSet) -> None:
+        """Refuse a sweep of what is needed, and all that follow it."""
+        start = self._store.sb.extent_start(number)
+        marks = needed.bits[start >> 3 : (start >> 3) + garbage.size]
+        candidates = self._store.allocator.candidates(number)
+        size = min(marks.size, candidates.size)
+        wrong = garbage[:size] & candidates[:size] & marks
+        if not wrong.any():
+            return
+        count = int(np.bitwise_count(wrong).sum())
+        block = start + int(np.flatnonzero(np.unpackbits(wrong, bitorder="little"))[0])
+        self.unseal()
+        logger.error(
+            "a collection called %d blocks garbage that are needed, block %d first: nothing was"
+            " freed for it",
+            count,
+            block,
+            extra={"event": "sweep_refused", "blocks": count, "block": block},
+        )
+        raise Corrupt("it is needed, so it is not freed, whatever a collection says", block)
+
+    def free(self, token: int, number: int, garbage: Bits) -> int:
+        """Free what this session's own collection calls garbage; raises InUse as `sweep`."""
         self._refuse(token)
         self.settle()  # what the commit under way has dropped is to be freed once
         return self._store.allocator.sweep(number, garbage)
@@ -552,10 +667,7 @@ class Collection(Sealing):
             except Corrupt:
                 if not self._locks.shared or self._read_records() == records:
                     raise
-        raise InUse(
-            "VDIs of sessions that do not take part in the collection change all the time",
-            "try again later",
-        )
+        raise _changing()
 
     def _read_records(self) -> list[VdiRecord]:
         with self.registry():
@@ -592,6 +704,7 @@ class Collection(Sealing):
         Raises:
             InUse: a deleted VDI was restored meanwhile, or the collection is over; nothing
                 is freed.
+            Corrupt: another session says that something is needed; what was freed before stays so.
             IoFailed, Fenced: see `Commit`.
         """
         self._refuse(not self._is_on() or self._swept)
@@ -604,7 +717,7 @@ class Collection(Sealing):
         self._swept = True
         freed = 0
         for number in self._store.allocator.sealed:
-            freed += self._member.sweep(self._gc.token, number, self._of(number))
+            freed += self._member.free(self._gc.token, number, self._of(number))
         for name, numbers in self._sealed.items():
             for number in numbers:
                 freed += self._ask_to_sweep(name, number)
@@ -625,7 +738,11 @@ class Collection(Sealing):
         ]
 
     def _ask_to_sweep(self, name: str, number: int) -> int:
-        """Have a member sweep an extent; what it does not do waits for the next collection."""
+        """Have a member sweep an extent; what it does not do waits for the next collection.
+
+        Raises:
+            Corrupt: it says that some of it is needed, so the marks are wrong.
+        """
         garbage = self._of(number)
         if not garbage.any():
             return 0
@@ -637,7 +754,9 @@ class Collection(Sealing):
             "garbage": pack_bits(garbage),
         }
         try:
-            return int(ask(self._locks, name, "sweep", argument, _SEAL_WAIT)["freed"])
+            return int(ask(self._locks, name, "sweep", argument, _SWEEP_WAIT)["freed"])
+        except Corrupt:
+            raise
         except ParallaxError:
             return 0
 
@@ -677,6 +796,31 @@ class Collection(Sealing):
             if self._member.giving.is_due(number) and self._store.allocator.borrow(number):
                 yield from self._member.giving.extent(number, reached)
                 self._return()
+
+
+def needed(store: Blockstore, images: Sequence[tuple[int, int]]) -> BlockSet:
+    """Return what the VDIs on record reach, deleted ones too, and the given trees.
+
+    Raises:
+        InUse: sessions that do not take part change their trees all the time.
+        Corrupt: what a damaged block refers to is unknown.
+    """
+    for _ in range(_ROUNDS):
+        records = read_records(store)
+        trees = [RadixMap(store, root, height) for root, height in images]
+        try:
+            return Garbage(store, Roots(records, KEEP_DELETED, trees), BlockSet(0)).reached
+        except Corrupt:
+            if read_records(store) == records:
+                raise
+    raise _changing()
+
+
+def _changing() -> InUse:
+    return InUse(
+        "VDIs of sessions that do not take part in the collection change all the time",
+        "try again later",
+    )
 
 
 def chain_values(named: dict[str, list[int]], more: Sequence[int]) -> list[int]:

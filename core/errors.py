@@ -67,6 +67,10 @@ class InUse(ParallaxError):
     code = "in_use"
 
 
+class VdiOpen(InUse):
+    """Another session has the VDI open; to other processes it is the same as `InUse`."""
+
+
 class TooEarly(InUse):
     """The lock master was started a moment ago and does not know yet who holds what."""
 

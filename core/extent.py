@@ -168,6 +168,11 @@ class Extent:
         """Whether there is a copy."""
         return self._sealed is not None
 
+    @property
+    def candidates(self) -> NDArray[np.uint8] | None:
+        """What may be swept, as `bits`; None without a copy."""
+        return self._sealed
+
     def sweep(self, garbage: NDArray[np.uint8]) -> int:
         """Free blocks that nothing needs, of those in the copy, and drop the copy.
 
@@ -501,6 +506,17 @@ class Allocator:
         """The extents of which there is a copy that was not swept yet."""
         return [extent.number for extent in self._held() if extent.sealed]
 
+    def candidates(self, number: int) -> NDArray[np.uint8]:
+        """Return what `sweep` may free of an extent: what was allocated at the seal and is still.
+
+        Raises:
+            InUse: the extent is not sealed.
+        """
+        extent = self._extents.get(number) or self._aside.get(number)
+        if extent is None or extent.candidates is None or self._deferred is None:
+            raise InUse(f"extent {number} is not sealed any more", "collect again")
+        return extent.candidates
+
     def free_waiting(self) -> None:
         """Free what was freed since `seal`, and go on: nobody needs it to be readable."""
         deferred, self._deferred = self._deferred or [], []
@@ -522,11 +538,9 @@ class Allocator:
         Raises:
             InUse: the extent is not sealed; nothing is freed.
         """
-        extent = self._extents.get(number) or self._aside.get(number)
-        if extent is None or not extent.sealed or self._deferred is None:
-            raise InUse(f"extent {number} is not sealed any more", "collect again")
+        self.candidates(number)
         self.free_waiting()
-        freed = extent.sweep(garbage)
+        freed = self._held_extent(number).sweep(garbage)
         if number in self._extents:
             self._free += freed
         return freed

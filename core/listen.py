@@ -11,7 +11,7 @@ import ssl
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Final
+from typing import Any, Final
 
 from core.device import io_error
 from core.errors import BadRequest, InUse, NotFound
@@ -104,27 +104,23 @@ def _remove_stale(path: str, name: str) -> None:
             raise InUse(f"a server listens on {name} already", "stop it, or choose another path")
 
 
-def listen_tcp(host: str, port: int, public: bool, instead: str = _WITH_TLS) -> list[socket.socket]:
+def listen_tcp(host: str, port: int, public: bool) -> list[socket.socket]:
     """Listen on a TCP port.
 
     Args:
         host: address or name to listen on.
         port: its number, 0 for any that is free.
-        public: whether other hosts may reach it; connections then use TLS, or have nothing
-            to hide.
-        instead: what to do about a public address that is refused.
+        public: whether other hosts may reach it; whoever connects then has to show who it is,
+            or there is nothing to hide.
 
     Raises:
         BadRequest: the address can be reached from other hosts and that is not allowed, or
             it is no address of this host.
         InUse: the port is taken.
     """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise BadRequest(f"{host!r} is no address: {error.strerror}", "use ADDR:PORT") from error
+    found = _resolved(host, port)
     if not public:
-        _refuse_public([str(address[0]) for *_, address in found], instead)
+        _refuse_public([str(address[0]) for *_, address in found], _WITH_TLS)
     sockets: list[socket.socket] = []
     try:
         for family, kind, number, _, address in found:
@@ -146,16 +142,38 @@ def listen_tcp(host: str, port: int, public: bool, instead: str = _WITH_TLS) -> 
     return sockets
 
 
+def _resolved(host: str, port: int) -> list[Any]:
+    """Return what `getaddrinfo` says of an address to listen on."""
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise BadRequest(f"{host!r} is no address: {error.strerror}", "use ADDR:PORT") from error
+
+
+def refuse_public(host: str, instead: str) -> None:
+    """Refuse an address that other hosts can reach.
+
+    Args:
+        host: address or name to listen on.
+        instead: what to do about it.
+
+    Raises:
+        BadRequest: it is one, or no address.
+    """
+    _refuse_public([str(address[0]) for *_, address in _resolved(host, 0)], instead)
+
+
 def refuse_public_sockets(sockets: list[socket.socket]) -> None:
     """Refuse TCP sockets that other hosts can reach; for use without TLS.
 
     Raises:
         BadRequest: there is one.
     """
-    _refuse_public([s.getsockname()[0] for s in sockets if s.family != socket.AF_UNIX])
+    public = [s.getsockname()[0] for s in sockets if s.family != socket.AF_UNIX]
+    _refuse_public(public, _WITH_TLS)
 
 
-def _refuse_public(addresses: list[str], instead: str = _WITH_TLS) -> None:
+def _refuse_public(addresses: list[str], instead: str) -> None:
     for address in addresses:
         if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
             raise BadRequest(

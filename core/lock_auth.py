@@ -15,39 +15,12 @@ import secrets
 import ssl
 from typing import Final
 
-from core.device import io_error
 from core.errors import BadRequest, IoFailed, NotFound
 
-_LEAST_KEY: Final = 16
-_MOST_KEY: Final = 4096
 _MOST_OPENING: Final = 1000
 _NONCE: Final = 32
 _MAC: Final = 32
 _LABEL: Final = b"parallax lock 1: "
-
-
-def read_key(path: str) -> bytes:
-    """Read a shared key from a file; white space around it does not count.
-
-    Raises:
-        NotFound: there is no such file.
-        BadRequest: others may read it, or it is too short or too long.
-        IoFailed, ReadOnly: it cannot be read.
-    """
-    try:
-        with open(path, "rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            key = file.read(_MOST_KEY + 1).strip()
-    except OSError as error:
-        raise io_error(error, f"cannot read the key {path}") from error
-    if mode & 0o077:
-        raise BadRequest(f"others may read the key {path}", f"run 'chmod 600 {path}'")
-    if not _LEAST_KEY <= len(key) <= _MOST_KEY:
-        raise BadRequest(
-            f"the key {path} has {len(key)} bytes, not {_LEAST_KEY} to {_MOST_KEY}",
-            f"make one: 'openssl rand -base64 32 > {path}'",
-        )
-    return key
 
 
 def new_nonce() -> str:

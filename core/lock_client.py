@@ -21,6 +21,7 @@ from typing import Final, Literal, TypeVar
 
 from core.errors import Fenced, IoFailed
 from core.lock_messages import (
+    TOOL,
     Acknowledge,
     Acquire,
     Answer,
@@ -91,6 +92,11 @@ class Wanted:
     unanswered: bool = False
     early: bool = False
 
+    @property
+    def is_decided(self) -> bool:
+        """Whether there is an answer."""
+        return self.grant is not None or bool(self.refused)
+
 
 @dataclass(eq=False, slots=True)
 class Calling:
@@ -120,6 +126,7 @@ class LockClient:
         pid: the id of this process.
         purpose: what it does, for people.
         nonce: makes a text that never repeats, anywhere.
+        role: what it is to other sessions.
 
     Attributes:
         valid_until: until when it may write, on the clock of `tick`.
@@ -130,7 +137,9 @@ class LockClient:
         inbox: calls to follow (`answer` them) and events; the owner empties the list.
     """
 
-    def __init__(self, host: str, pid: int, purpose: str, nonce: Callable[[], str]) -> None:
+    def __init__(
+        self, host: str, pid: int, purpose: str, nonce: Callable[[], str], role: str = TOOL
+    ) -> None:
         """Say hello at the first `tick`."""
         self.outgoing: list[Request] = []
         self.inbox: list[Called | Event | Told] = []
@@ -142,7 +151,7 @@ class LockClient:
         self.lost = ""
         self.store = ""
         self.master = ""
-        self._host, self._pid, self._purpose = host, pid, purpose
+        self._greeting = (host, pid, purpose, role)
         self._nonce = nonce
         self._run = 0
         self._seq = 0
@@ -164,19 +173,41 @@ class LockClient:
 
     # -- what the owner asks -------------------------------------------------------------
 
-    def may_submit(self, now: float, held: Held) -> bool:
-        """Return whether a write under a grant may be submitted now; ask right before it."""
-        return not held.lost and now < self.valid_until
+    def may_submit(self, now: float, held: Held | None = None) -> bool:
+        """Return whether a write may be submitted now; ask right before it, on any thread.
 
-    def check(self, now: float, held: Held) -> None:
+        Args:
+            now: the time.
+            held: the grant under which it is written; without it, of any write at all.
+        """
+        if held is not None and held.lost:
+            return False
+        return not self.lost and now < self.valid_until
+
+    def check(self, now: float, held: Held | None = None) -> None:
         """Raise Fenced, with the reason, if `may_submit` says no."""
-        if held.lost:
-            raise Fenced(f"{held.name} was lost: {held.lost}", "open it again")
-        if now >= self.valid_until:
-            raise Fenced(
-                f"{held.name}: the lock master has not renewed the lease for too long",
-                "look whether it can be reached, then try again",
-            )
+        if self.may_submit(now, held):
+            return
+        if held is not None and held.lost:
+            raise Fenced(f"{held.name} is no longer held: {held.lost}", "open it again")
+        if self.lost:
+            raise Fenced(f"the locks were lost: {self.lost}", "open the store again")
+        raise Fenced(
+            "the lock master has not renewed the lease for too long",
+            "look whether it can be reached, then try again",
+        )
+
+    def lease_left(self, now: float) -> float:
+        """Return for how many seconds it may write without another renewal."""
+        return 0.0 if self.lost else self.valid_until - now
+
+    def lease_over(self, now: float) -> bool:
+        """Return whether the whole lease is over, not only the part in which one may write.
+
+        Counted from when the renewal was sent; the master counts longer, from when it came.
+        """
+        rest = self.timing.lease - self.timing.stop_after
+        return bool(self.lost) or now >= self.valid_until + rest
 
     def acquire(
         self, now: float, name: str, shared: bool = False, wait: float = 0.0, floor: int = 0
@@ -206,13 +237,22 @@ class LockClient:
             self._retry_later(now)
             self._send_release(name)
 
-    def stopped(self, held: Held) -> None:
-        """Say that nothing submitted under a grant that was lost is on its way any more.
+    def cancel(self, now: float, wanted: Wanted) -> None:
+        """Want a lock no more: stop asking for it, or give back what came of that."""
+        if wanted.grant is not None:
+            self.give_back(now, wanted.grant)
+        elif not wanted.refused:
+            self.release(now, wanted.name)
 
-        If it was broken, others can have it at once; without this they wait for as long as
-        a lease can last.
+    def give_back(self, now: float, held: Held) -> None:
+        """Give a grant back, also one that was lost; a second time does nothing.
+
+        Nothing submitted under it may still be on its way. If it was broken, others can have
+        it at once; without this they wait for as long as a lease can last.
         """
-        if held.token in self._stopping:
+        if self.held.get(held.name) is held:
+            self.release(now, held.name)
+        elif held.token in self._stopping:
             self._stopping.remove(held.token)
             self.outgoing.append(Acknowledge(self.session, self._next_seq(), held.token))
 
@@ -544,7 +584,7 @@ class LockClient:
         self._send_hello(nonce)
 
     def _send_hello(self, nonce: str) -> None:
-        self.outgoing.append(Hello(nonce, self._host, self._pid, self._purpose))
+        self.outgoing.append(Hello(nonce, *self._greeting))
 
     def _renew(self, now: float) -> None:
         """Renew the lease; ask again for what is waited for, in case `Granted` was lost."""

@@ -3,10 +3,10 @@
     locks = LockConnection("unix:/run/parallax/UUID.locks", "fill vm1")
     grant = locks.acquire("vdi/3", wait=30.0)
 
-A `LockClient` says what to send and what holds; this gives it a clock, a connection and a
-thread that renews and connects again. Whoever asks waits on a condition, never longer than
-they said. `check` reads two numbers and the clock: it takes no mutex, so no thread that
-writes ever waits for one that talks to the master.
+A `LockClient` says what to send, what holds and who may write; this gives it a clock, a
+connection and a thread that renews and connects again, and decides nothing itself. Whoever
+asks waits on a condition, never longer than they said. `check` reads fields and the clock: it
+takes no mutex, so no thread that writes ever waits for one that talks to the master.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from core.lock_auth import new_nonce
 from core.lock_client import Held, LockClient, Wanted
 from core.lock_link import Link
 from core.lock_messages import (
+    TOOL,
     Answer,
     Break,
     Broken,
@@ -60,7 +61,6 @@ class RemoteGrant:
         """Wrap what the client was granted, under the name it was asked for by."""
         self._locks = locks
         self._held = held
-        self._released = False
         self.name = name
         self.token = held.token
 
@@ -70,15 +70,10 @@ class RemoteGrant:
         Raises:
             Fenced: it was lost or given back, or the lease has lapsed.
         """
-        if self._released:
-            raise Fenced(f"{self.name} is no longer held by this session", "open it again")
-        if self._held.lost:
-            raise Fenced(f"{self.name} was lost: {self._held.lost}", "open it again")
-        self._locks.check()
+        self._locks.check(self._held)
 
     def release(self) -> None:
         """Give the lock back, without waiting for the master; a second call does nothing."""
-        self._released = True
         self._locks.release(self._held)
 
 
@@ -94,7 +89,7 @@ class RemoteAsked:
     @property
     def is_decided(self) -> bool:
         """Whether there is an answer."""
-        return self._wanted.grant is not None or bool(self._wanted.refused)
+        return self._wanted.is_decided
 
     def poll(self) -> RemoteGrant | None:
         """Return the grant, or None as long as it is not decided.
@@ -132,6 +127,7 @@ class LockConnection:
             this session goes on; not used on a Unix socket, which the kernel guards.
         tls: what TCP connections are made private with; likewise.
         on_state: called on another thread with `state` whenever it changes.
+        role: what this process is to other sessions.
 
     Attributes:
         leased, shared: others may be given what this session holds, and work beside it.
@@ -153,12 +149,13 @@ class LockConnection:
         key: Callable[[], bytes] | None = None,
         tls: ssl.SSLContext | None = None,
         on_state: Callable[[str], None] | None = None,
+        role: str = TOOL,
     ) -> None:
         """Join the master; that takes a few seconds at most."""
         self._scope = f"{scope}/" if scope else ""
         host = printable(socket.gethostname())[:MOST_NAME]
         what = printable(purpose).encode()[:MOST_NAME].decode(errors="ignore")
-        self._client = LockClient(host, os.getpid(), what, new_nonce)
+        self._client = LockClient(host, os.getpid(), what, new_nonce, role)
         self._desk = threading.Condition()
         self._inbox: list[Called] = []
         self._told: dict[int, Listing | Broken | Watching | None] = {}
@@ -172,32 +169,27 @@ class LockConnection:
 
     # -- until when ----------------------------------------------------------------------
 
-    def check(self) -> None:
+    def check(self, held: Held | None = None) -> None:
         """Make sure that this session may write now; called right before each submission.
+
+        Args:
+            held: the grant under which it writes; without it, of any write at all.
 
         Raises:
             Fenced: its lease has lapsed, or it was lost.
         """
-        if self._client.lost:
-            raise Fenced(f"the locks were lost: {self._client.lost}", "open the store again")
-        if now() >= self._client.valid_until:
-            raise Fenced(
-                "the lock master has not renewed the lease for too long",
-                "look whether it can be reached, then try again",
-            )
+        try:
+            self._client.check(now(), held)
+        except Fenced as fenced:
+            raise Fenced(self.unscoped(fenced.message), fenced.hint) from None
 
     def lease_left(self) -> float:
         """Return for how many seconds this session may write without another renewal."""
-        return 0.0 if self._client.lost else self._client.valid_until - now()
+        return self._client.lease_left(now())
 
     def lease_over(self) -> bool:
-        """Return whether the whole lease is over, not only the part in which one may write.
-
-        Counted from when the renewal was sent; the master counts longer, from when it came.
-        """
-        timing = self._client.timing
-        rest = timing.lease - timing.stop_after
-        return bool(self._client.lost) or now() >= self._client.valid_until + rest
+        """Return whether the whole lease is over, not only the part in which one may write."""
+        return self._client.lease_over(now())
 
     def is_lost(self) -> bool:
         """Return whether all that was held is lost, so that one has to begin again."""
@@ -252,22 +244,12 @@ class LockConnection:
         """Stop waiting, or give back what came of it."""
         with self._turn():
             self._asked.discard(wanted)
-            if wanted.grant is not None:
-                self._give_back(wanted.grant)
-            elif not wanted.refused:
-                self._client.release(now(), wanted.name)
-                wanted.refused = "it is not wanted any more"
+            self._client.cancel(now(), wanted)
 
     def release(self, held: Held) -> None:
         """Give a grant back; nothing submitted under it may still be on its way."""
         with self._turn():
-            self._give_back(held)
-
-    def _give_back(self, held: Held) -> None:
-        if held.lost:
-            self._client.stopped(held)
-        elif self._client.held.get(held.name) is held:
-            self._client.release(now(), held.name)
+            self._client.give_back(now(), held)
 
     def suspect(self, name: str) -> bool:  # noqa: ARG002  # as its siblings
         """Return True: only the master could know, and after a restart it does not."""
@@ -489,7 +471,7 @@ class LockConnection:
             elif message.seq in self._told:  # else it is late, and nobody would take it out
                 self._told[message.seq] = message
         self._client.inbox.clear()
-        for wanted in [w for w in self._asked if w.grant is not None or w.refused]:
+        for wanted in [wanted for wanted in self._asked if wanted.is_decided]:
             self._asked.discard(wanted)
             news = True
         if self._client.lost and not self._lost_told:

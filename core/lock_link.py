@@ -36,7 +36,7 @@ _LAST_WORDS: Final = 2.0
 _NEVER: Final = 3600.0
 _HINT: Final = "look whether the lock master runs there: 'plxsh lock master'"
 _KEY: Final = "name its key with PARALLAX_LOCK_KEY or [lock_master] key"
-_NO_KEY: Final = "start it with --key, or unset PARALLAX_LOCK_KEY and [lock_master] key"
+_NO_KEY: Final = "start it anew: this version has a key of its own where it is given none"
 _TLS: Final = "look at the certificates in PARALLAX_LOCK_TLS or [lock_master] tls, and its log"
 _PERHAPS_TLS: Final = "if it wants certificates: PARALLAX_LOCK_TLS or [lock_master] tls"
 
@@ -234,9 +234,11 @@ class Link:
         if self._key is None:
             if challenge:
                 raise BadRequest("it wants a shared key", _KEY)
+            if self._tls is None and not self._path:
+                raise BadRequest("it shows no key, so it may be anybody's", _NO_KEY)
             return None
         if not challenge:
-            raise BadRequest("it has no shared key, so it may be somebody else's", _NO_KEY)
+            raise BadRequest("it shows no key, so it may be anybody's", _NO_KEY)
         key = self._key()
         nonce = new_nonce()
         channel.send(pack(nonce=nonce, proof=proof(key, "client", challenge, nonce)))

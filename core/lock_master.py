@@ -341,7 +341,7 @@ class LockMaster(Unleased):
         if number is None:
             number = self._nonces[hello.nonce] = self._next_session
             self._next_session += 1
-            who = Who(number, hello.host, hello.pid, hello.purpose)
+            who = Who(number, hello.host, hello.pid, hello.purpose, hello.role)
             self._sessions[number] = _Session(who, hello.nonce, self._lease_end())
             self._due = min(self._due, self._lease_end())
         told = (self._told_store, self._told_master)

@@ -18,18 +18,26 @@ importing them takes, and every command does.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from core.lock_timing import Timing
+
+TAP: Final = "tap"
+TOOL: Final = "tool"
+UNKNOWN: Final = ""
+"""What a session is to others, its *role*: one that serves VDIs and can be asked about clients,
+one that does not, or one of an earlier version, which did not say."""
 
 
 @dataclass(slots=True)
 class Who:
-    """A session as people know it."""
+    """A session as people know it; only `role` is for programs."""
 
     session: int
     host: str
     pid: int
     purpose: str
+    role: str = UNKNOWN
 
     def __str__(self) -> str:
         """Return it for a message."""
@@ -67,6 +75,7 @@ class Hello:
     host: str
     pid: int
     purpose: str
+    role: str = UNKNOWN
 
 
 @dataclass(slots=True)

@@ -36,6 +36,7 @@ from core.lock_epoch import Epochs
 from core.lock_here import LocksHere
 from core.lock_master import HERE, LockMaster
 from core.lock_messages import (
+    TOOL,
     Hello,
     Reply,
     Request,
@@ -63,7 +64,6 @@ _LAST_WORDS: Final = 1.0
 """Seconds for the other side to take them."""
 _MOST_SESSIONS: Final = 64
 """Sessions of one connection."""
-_OR_KEY: Final = "give certificates with --tls or a shared key with --key, or use 127.0.0.1"
 
 
 class _Line:
@@ -89,7 +89,7 @@ class LockService:
 
     Args:
         unix: path of a Unix socket, for this user alone.
-        listen: address and port; other hosts reach it only with TLS or a key.
+        listen: address and port; needs TLS or a key, for every user of a host reaches those.
         epochs: where the epoch is kept.
         timing: how long leases last.
         key: what clients on TCP have to share.
@@ -97,6 +97,7 @@ class LockService:
         alone: no session of an earlier run is left.
         store: the UUID, in hex, of the store that this process has locked.
         purpose: what this process does, for people.
+        role: what it is to other sessions.
 
     Attributes:
         locks: the locks of this process, for any thread.
@@ -122,6 +123,7 @@ class LockService:
         alone: bool = False,
         store: str = "",
         purpose: str = "the lock master's own process",
+        role: str = TOOL,
     ) -> None:
         """Listen, but answer nobody before `start`."""
         self._key = key
@@ -131,12 +133,14 @@ class LockService:
         if not unix and listen is None:
             raise BadRequest("the lock master has nowhere to listen", "use --listen or --unix")
         if listen is not None:
-            safe = key is not None or self._tls is not None
-            self._listeners += listen_tcp(*listen, safe, _OR_KEY)
+            if key is None and self._tls is None:
+                raise BadRequest("a lock master on TCP wants a key or certificates", "give it one")
+            self._listeners += listen_tcp(*listen, public=True)
         try:
             if unix:
                 self._listeners.append(listen_unix(unix))
-            here = Who(HERE, printable(socket.gethostname()), os.getpid(), printable(purpose))
+            host = printable(socket.gethostname())
+            here = Who(HERE, host, os.getpid(), printable(purpose), role)
             self.master = LockMaster(timing, epochs, now(), alone=alone, store=store, here=here)
         except BaseException:
             self._close_doors()

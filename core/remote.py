@@ -76,6 +76,7 @@ def _unpack(packed: Argument) -> ParallaxError:
 
 
 def _kinds() -> dict[str, type[ParallaxError]]:
-    """Return the classes of errors by their code."""
+    """Return the classes of errors by their code; one without a code of its own is its base."""
     found = [kind for kind in vars(errors).values() if isinstance(kind, type)]
-    return {kind.code: kind for kind in found if issubclass(kind, ParallaxError)}
+    own = [kind for kind in found if issubclass(kind, ParallaxError) and "code" in vars(kind)]
+    return {kind.code: kind for kind in own}

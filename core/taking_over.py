@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.errors import BadRequest, Corrupt, Fenced, InUse
+from core.errors import BadRequest, Corrupt, Fenced, InUse, VdiOpen
 from core.format import VdiRecord
 from core.locks import Grant
 from core.parts import Opener
@@ -37,7 +37,8 @@ def acquire(session: Opener, record: VdiRecord, shared: bool = False) -> Grant:
         who = ", ".join(str(holding.who) for holding in held)
         verb = "read" if held[0].shared else "open"
         hint = "take a snapshot and read that" if shared else "'plxsh lock list' shows who has what"
-        raise InUse(f"VDI {record.name!r} is {verb} on {who}", hint) from error
+        kind = InUse if held[0].shared else VdiOpen
+        raise kind(f"VDI {record.name!r} is {verb} on {who}", hint) from error
 
 
 def take_over(session: Opener, record: VdiRecord, grant: Grant) -> Vdi:

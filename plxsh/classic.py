@@ -308,7 +308,8 @@ def plxlockmaster(settings: Settings) -> None:
 
     It is 'plxsh lock master' on 127.0.0.1:8440, or where the configuration says. One host
     needs none. Its state is /var/lib/parallax/lock_master.epoch for root, and
-    $XDG_STATE_HOME/parallax/lock_master.epoch for others (~/.local/state without it).
+    $XDG_STATE_HOME/parallax/lock_master.epoch for others (~/.local/state without it). Beside
+    it is lock_master.key, if it was given no key: it lets in root and its user.
     """
     from plxsh.commands.master import run_master
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 import click
 
 from core.errors import BadRequest, Interrupted, NotFound
+from core.lock_messages import TOOL
 from core.text import printable
 from plxsh.signals import ended_by
 from plxsh.streams import tell
@@ -188,11 +189,12 @@ class Settings:
         with closing(Blockstore.open(self.store, cache=self.caching)) as store:
             return store.sb.uuid.hex()
 
-    def connect(self, purpose: str = "") -> LockConnection:
+    def connect(self, purpose: str = "", role: str = TOOL) -> LockConnection:
         """Begin a session with the lock master that is configured.
 
         Args:
             purpose: what this process does, for people; by default the command line.
+            role: what it is to other sessions.
 
         Raises:
             InUse, IoFailed: the lock master refuses, or cannot be reached.
@@ -200,7 +202,7 @@ class Settings:
         """
         from plxsh.locking import connect
 
-        return connect(self, self.lock_master, purpose or self.purpose)
+        return connect(self, self.lock_master, purpose or self.purpose, role)
 
     def session(self, mode: Mode = "write") -> Session:
         """Open a session; with --dry-run nothing that it writes reaches the store.
@@ -384,6 +386,26 @@ def run_folder() -> str:
         return chosen
     folder = "/run" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR")
     return os.path.join(folder or f"/run/user/{os.geteuid()}", "parallax")
+
+
+STATE_FOLDER: Final = "/var/lib/parallax"
+"""Where a lock master that a system has started keeps its state and its key."""
+
+
+def state_folder() -> str:
+    """Return the folder in which a lock master of this user keeps its state and its key."""
+    chosen = os.environ.get("PARALLAX_STATE_DIR")
+    if chosen:
+        return chosen
+    if os.geteuid() == 0:
+        return STATE_FOLDER
+    folder = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return os.path.join(folder, "parallax")
+
+
+def state_folders() -> list[str]:
+    """Return where the key of a lock master of this user, or of this host, may be."""
+    return [*dict.fromkeys((state_folder(), STATE_FOLDER))]
 
 
 def default_socket() -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from core.device import lock_holder
-from core.errors import Fenced, InUse, ParallaxError
+from core.errors import InUse, ParallaxError, VdiOpen
 from plxsh.context import Settings, default_socket
 from plxsh.locking import standing
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 _TIMEOUT: Final = 0.5
 """Seconds until a tap that does not answer counts as none."""
 _SHOWN: Final = 3
-_IS_OPEN: Final = " is open on "
-"""In the refusals that are about who has a VDI open, and not about its snapshots."""
 
 
 @dataclass(frozen=True)
@@ -133,11 +131,9 @@ def session_for(settings: Settings, reference: str, snapshot: bool = False) -> I
                 refuse_read(settings, record, str(found.id))
         try:
             yield session
-        except Fenced:
-            raise
-        except InUse as error:
+        except VdiOpen as error:
             clients = [] if snapshot else _clients(settings, session.registry.find(reference))
-            if not clients or _IS_OPEN not in error.message:
+            if not clients:
                 raise
             raise InUse(f"{error.message}; {_served(clients)}", error.hint) from error
 

@@ -8,7 +8,7 @@ that talks to one.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,8 @@ from threading import Timer
 from typing import TYPE_CHECKING, Final
 
 from core.errors import InUse, IoFailed, ParallaxError
-from plxsh.context import RUN_FOLDERS, run_folder
+from core.lock_messages import TOOL
+from plxsh.context import RUN_FOLDERS, run_folder, state_folders
 
 if TYPE_CHECKING:
     from core.blockstore import Mode
@@ -58,13 +59,16 @@ def join(settings: Settings, mode: Mode, locks: LockConnection) -> Session:
         telling.cancel()
 
 
-def connect(settings: Settings, address: str, purpose: str = "") -> LockConnection:
+def connect(
+    settings: Settings, address: str, purpose: str = "", role: str = TOOL
+) -> LockConnection:
     """Begin a session with a lock master for the store of the settings.
 
     Args:
         settings: the store, the key and the certificates.
         address: HOST:PORT or unix:PATH.
         purpose: what this process does, for people; by default the command.
+        role: what it is to other sessions.
 
     Raises:
         InUse: it is the lock master of a tap that serves another store.
@@ -73,10 +77,10 @@ def connect(settings: Settings, address: str, purpose: str = "") -> LockConnecti
         Others: as `Blockstore.open`.
     """
     store = settings.store_uuid()
-    locks = connect_to(settings, address, store, purpose)
+    locks = connect_to(settings, address, store, purpose, role)
     if locks.store == store:  # that of a tap: it has no names but those of its store
         locks.close()
-        locks = connect_to(settings, address, "", purpose)
+        locks = connect_to(settings, address, "", purpose, role)
     elif locks.store:
         locks.close()
         raise InUse(
@@ -87,24 +91,33 @@ def connect(settings: Settings, address: str, purpose: str = "") -> LockConnecti
 
 
 def connect_to(
-    settings: Settings, address: str, scope: str = "", purpose: str = ""
+    settings: Settings, address: str, scope: str = "", purpose: str = "", role: str = TOOL
 ) -> LockConnection:
     """Begin a session with a lock master, whichever stores it serves; raises as `connect`."""
-    from core.lock_auth import client_tls, read_key
+    from core.lock_auth import client_tls
     from core.lock_connection import LockConnection
     from plxsh.params import LOCK_MASTER, checked
 
     checked(LOCK_MASTER, address, "the lock master")
-    key = partial(read_key, os.path.abspath(settings.lock_key)) if settings.lock_key else None
-    if key is not None:
-        key()  # what is wrong with it now is said as what it is
     return LockConnection(
         address,
         purpose or settings.purpose,
         scope=scope,
-        key=key,
+        key=_key(settings),
         tls=client_tls(settings.lock_tls) if settings.lock_tls else None,
+        role=role,
     )
+
+
+def _key(settings: Settings) -> Callable[[], bytes] | None:
+    """Return what reads the key to show: the one that is named, else that of this host."""
+    from core.lock_key import find_own_key, read_key
+
+    if settings.lock_key:
+        named = partial(read_key, os.path.abspath(settings.lock_key))
+        named()  # what is wrong with it now is said as what it is
+        return named
+    return None if settings.lock_tls else partial(find_own_key, state_folders())
 
 
 def hosted_address(store: str) -> str | None:

@@ -60,8 +60,10 @@ _ENVIRONMENT: Final = {
     "PARALLAX_LOCK_KEY": "A file with the key that the lock master wants.",
     "PARALLAX_LOCK_TLS": "A folder with the certificates for the lock master.",
     "PARALLAX_RUN_DIR": "Where the sockets of the tap are, in place of the folders below.",
+    "PARALLAX_STATE_DIR": "Where a lock master keeps state and key, in place of the folders below.",
     "XDG_RUNTIME_DIR": "Where the Unix socket of the tap is, for users other than root.",
-    "XDG_STATE_HOME": "Where the history of the shell is, in place of ~/.local/state.",
+    "XDG_STATE_HOME": "Where the history of the shell is, in place of ~/.local/state; likewise the"
+    " state and the key of a lock master, for users other than root.",
     "LISTEN_FDS": "How many sockets systemd has opened for the tap.",
     "JOURNAL_STREAM": "What tells the tap that its log goes to the journal of systemd.",
 }
@@ -73,6 +75,7 @@ _TOOL_ENVIRONMENT: Final = {
     "PARALLAX_LOCK_KEY": "A file with the key that the lock master wants.",
     "PARALLAX_LOCK_TLS": "A folder with the certificates for the lock master.",
     "PARALLAX_RUN_DIR": "Where the sockets of the tap are, in place of the folders below.",
+    "PARALLAX_STATE_DIR": "Where a lock master keeps state and key, in place of the folders below.",
 }
 _FILES: Final = {
     DEFAULT_STORE: "The blockstore when nothing else names one.",
@@ -86,7 +89,10 @@ _SOCKETS: Final = {
 _STATE: Final = {
     "/var/lib/parallax/lock_master.epoch, ~/.local/state/parallax/lock_master.epoch": (
         "What must outlive a restart of the lock master: the first for root, the other for users."
-    )
+    ),
+    "/var/lib/parallax/lock_master.key, ~/.local/state/parallax/lock_master.key": (
+        "The key of a lock master that was given none: for root and its user, who find it there."
+    ),
 }
 _PLACES: Final = {"parallaxd": _SOCKETS, "plxlockmaster": _STATE}
 _HISTORY: Final = {"~/.local/state/parallax/history": "The lines typed into the shell."}

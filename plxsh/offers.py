@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from click.shell_completion import CompletionItem
 
 from core.format import DELETED, VdiRecord
+from core.lock_messages import TOOL
 from core.snaplog import Snapshot
 from core.text import counted, human_ago, human_size, printable
 from plxsh.context import Settings
@@ -338,7 +339,7 @@ def _locks(settings: Settings, _incomplete: str) -> Items:
 def _lock_hosts(settings: Settings, _incomplete: str) -> Items:
     """Return the hosts whose tap has the store open; 'lock handover' refuses others."""
     sessions = [one for name, one in _holders(settings).items() if name.startswith("session/")]
-    hosts = {s.who.host: s.who.purpose for s in sessions if "tap" in s.who.purpose.split()}
+    hosts = {s.who.host: s.who.purpose for s in sessions if s.who.role != TOOL}
     return [CompletionItem(host, "host", help=purpose) for host, purpose in sorted(hosts.items())]
 
 

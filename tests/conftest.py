@@ -29,10 +29,11 @@ settings.load_profile("long" if LONG else os.environ.get("HYPOTHESIS_PROFILE", "
 
 @pytest.fixture(scope="session", autouse=True)
 def run_folder() -> Iterator[str]:
-    """A short folder for sockets, which every tap and tool that a test starts uses."""
+    """A short folder for sockets and state, which every tap and tool that a test starts uses."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tempfile.mkdtemp(prefix="plx")
         patch.setenv("PARALLAX_RUN_DIR", folder)
+        patch.setenv("PARALLAX_STATE_DIR", folder)
         yield folder
         shutil.rmtree(folder)
 

@@ -18,6 +18,7 @@ from core.device import Cache, make_folder_of
 from core.direct import open_device
 from core.errors import NotFound
 from core.lock_epoch import EpochFile
+from core.lock_messages import TAP
 from core.lock_service import LockService
 from core.session import Session
 
@@ -59,6 +60,7 @@ def hosted_session(
                 alone=device.is_alone(),
                 store=store,
                 purpose="plxsh tap serve",
+                role=TAP,
             )
             # Whoever is welcomed finds the session there, which nobody can have taken first.
             with closing(service), Session(Blockstore(device, service.locks), service.locks) as s:

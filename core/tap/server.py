@@ -51,6 +51,7 @@ from core.tap.room import Room
 from core.tap.schedules import Schedules
 from core.tap.shared import Shared
 from core.tap.status import StatusReply, check_path, document, status_path
+from core.tap.sweeping import Sweeping
 from core.tap.timers import Timers
 
 logger = logging.getLogger(__name__)
@@ -171,6 +172,7 @@ class Tap:
             "take": handover.take,
             "clients": disconnecting.clients,
             "disconnect": disconnecting.disconnect,
+            "sweep": Sweeping(self._session, self._aside).sweep,
         }
         self._desk.after = lambda method: self._schedules.look() if method == "schedule" else None
 
@@ -287,7 +289,7 @@ class Tap:
                 member.expire_unless(held)
 
         if token:
-            self._aside.ask(member.is_held, told)
+            self._aside.ask(partial(member.is_held, token), told)
         else:
             member.expire()
 

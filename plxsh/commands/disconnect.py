@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from core.device import lock_holder
-from core.errors import InUse, NotFound, ParallaxError
+from core.errors import BadRequest, InUse, NotFound, ParallaxError
+from core.lock_messages import TOOL, UNKNOWN
 from core.text import counted
 from plxsh import render
 from plxsh.context import Settings, pass_settings
@@ -134,14 +135,17 @@ def _lock_master(settings: Settings) -> Iterator[LockConnection | None]:
 
 
 def _taps(locks: LockConnection | None, record: VdiRecord, everywhere: bool) -> list[Holding]:
-    """Return the sessions of the taps that may have clients of a VDI, or of all taps."""
+    """Return the sessions of the taps that may have clients of a VDI, or of all taps.
+
+    Sessions of an earlier version may be taps.
+    """
     held = [] if locks is None else locks.holdings()
     having = {one.who.session for one in held if one.name == f"vdi/{record.id}"}
     return [
         one
         for one in held
         if one.name.startswith("session/")
-        and "tap" in one.who.purpose.split()
+        and one.who.role != TOOL
         and (everywhere or one.who.session in having)
     ]
 
@@ -165,6 +169,8 @@ def _ask_all(
         except NotFound:  # it has ended meanwhile, and with it its connections
             continue
         except ParallaxError as error:
+            if isinstance(error, BadRequest) and tap.who.role == UNKNOWN:
+                continue  # it knows no such method, so it is none
             done = f"; {_listed(found)} disconnected before" if method == "disconnect" else ""
             raise type(error)(f"{tap.who}: {error.message}{done}", error.hint) from error
         where = {"host": tap.who.host, "process": tap.who.pid}

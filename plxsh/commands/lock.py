@@ -11,6 +11,7 @@ import click
 
 from core.device import lock_holder
 from core.errors import BadRequest, IoFailed, NotFound, ParallaxError
+from core.lock_messages import TAP
 from plxsh import render
 from plxsh.commands.master import master
 from plxsh.context import Settings, pass_settings
@@ -261,7 +262,7 @@ def _destination(holdings: Sequence[Holding], host: str) -> Holding:
     sessions = [held for held in holdings if held.name.startswith("session/")]
     by_id = [held for held in sessions if held.name in (host, f"session/{host}")]
     there = [held for held in sessions if held.who.host == host]
-    taps = [held for held in there if "tap" in held.who.purpose.split()]
+    taps = [held for held in there if held.who.role == TAP]
     found = by_id or taps or there
     if not found:
         known = ", ".join(sorted({held.who.host for held in sessions})) or "none"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from core.device import make_folder_of
-from plxsh.context import Settings, configured, pass_settings
+from plxsh.context import Settings, configured, pass_settings, state_folder
 from plxsh.groups import Command
 from plxsh.params import FILE, LOCK_ADDRESS, METRICS_ADDRESS, AddressType, checked
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _LISTEN: Final = ("127.0.0.1", 8440)
 _STATE: Final = "lock_master.epoch"
+_OR_KEY: Final = "give certificates with --tls or a shared key with --key, or use 127.0.0.1"
 
 
 @click.command(
@@ -67,9 +68,10 @@ def master(settings: Settings, /, **options: Any) -> None:
     number of stores. After each start it grants nothing for a while (35 seconds with the usual
     lease), but sessions that were there before go on.
 
-    An address that other hosts can reach needs --key or --tls. With --key every client shows
-    the same key, with --tls its own certificate (client-cert.pem, client-key.pem and
-    ca-cert.pem in the folder that its PARALLAX_LOCK_TLS names).
+    With --key every client shows the same key, with --tls its own certificate
+    (client-cert.pem, client-key.pem and ca-cert.pem in the folder that its PARALLAX_LOCK_TLS
+    names). Without either it serves this host alone and makes a key of its own, lock_master.key
+    in the folder below: root and its user find it by themselves, other users are kept out.
 
     Its state is one small file: /var/lib/parallax/lock_master.epoch for root, and
     $XDG_STATE_HOME/parallax/lock_master.epoch for others (~/.local/state without it). Do not
@@ -90,7 +92,6 @@ def run_master(
     log: str | None = None,
 ) -> None:
     """Run a lock master in the foreground; arguments as the command."""
-    from core.lock_auth import read_key
     from core.lock_serve import serve_lock_master
     from core.lock_timing import Timing
     from plxsh.log import level_for, log_form, logging_to_stderr
@@ -101,7 +102,7 @@ def run_master(
     metrics = metrics or _configured(settings, "metrics", METRICS_ADDRESS)
     listen = listen or _configured(settings, "listen", LOCK_ADDRESS) or (None if unix else _LISTEN)
     state = state or configured(settings.config, "lock_master", "state") or default_state()
-    secret = read_key(key) if key else None
+    secret = _secret(key, tls, listen)
 
     def ready(service: LockService) -> None:
         where = [a if isinstance(a, str) else f"{a[0]} port {a[1]}" for a in service.addresses]
@@ -124,10 +125,25 @@ def run_master(
 
 def default_state() -> str:
     """Return where a lock master keeps what must outlive a restart."""
-    if os.geteuid() == 0:
-        return f"/var/lib/parallax/{_STATE}"
-    folder = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return os.path.join(folder, "parallax", _STATE)
+    return os.path.join(state_folder(), _STATE)
+
+
+def _secret(key: str | None, tls: str | None, listen: tuple[str, int] | None) -> bytes | None:
+    """Return the key that clients have to show: the one that is named, else one of its own.
+
+    Raises:
+        BadRequest: other hosts can reach the address, and would not have that one.
+        Others: as `read_key` and `make_own_key`.
+    """
+    from core.listen import refuse_public
+    from core.lock_key import make_own_key, read_key
+
+    if key:
+        return read_key(key)
+    if tls or listen is None:
+        return None
+    refuse_public(listen[0], _OR_KEY)
+    return make_own_key(state_folder())
 
 
 def _configured(settings: Settings, name: str, kind: AddressType) -> tuple[str, int] | None:

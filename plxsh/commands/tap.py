@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from core.lock_messages import TAP
 from plxsh import render
 from plxsh.commands.disconnect import disconnect
 from plxsh.context import Settings, configured, default_socket, hosted_socket, pass_settings
@@ -164,7 +165,7 @@ def _session(settings: Settings) -> Iterator[tuple[Session, str]]:
             yield session, settings.lock_master
         return
     if settings.lock_master:
-        with join(settings, "write", settings.connect(_PURPOSE)) as session:
+        with join(settings, "write", settings.connect(_PURPOSE, TAP)) as session:
             settings.warn(session.store.warnings)
             yield session, settings.lock_master
         return

@@ -49,6 +49,7 @@ def environment(collections: Path, tmp_path: Path) -> dict[str, str]:
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "HOME": str(tmp_path),
         "PARALLAX_RUN_DIR": os.environ["PARALLAX_RUN_DIR"],
+        "PARALLAX_STATE_DIR": os.environ["PARALLAX_STATE_DIR"],
         "LC_ALL": "C.UTF-8",
         "PYTHONPATH": str(collections),
         "ANSIBLE_COLLECTIONS_PATH": str(collections),

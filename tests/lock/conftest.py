@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.locks import SHORT, service
+from support.locks import KEY, SHORT, service
 
 from core import lock_connection
 from core.lock_connection import LockConnection
@@ -40,7 +40,7 @@ def timing() -> Timing:
 
 @pytest.fixture
 def master(unix: str, timing: Timing) -> Iterator[LockService]:
-    """A lock master on a Unix socket and on TCP."""
+    """A lock master on a Unix socket and, with KEY, on TCP."""
     listen = ("127.0.0.1", 0)
     with service(unix, listen, store="5e" * 16, purpose="tap", timing=timing) as found:
         yield found
@@ -57,10 +57,12 @@ Join = Callable[..., LockConnection]
 
 @pytest.fixture
 def join(unix: str) -> Iterator[Join]:
-    """Makes sessions, by default over the Unix socket, and ends them."""
+    """Makes sessions, by default over the Unix socket, with KEY over TCP, and ends them."""
     with ExitStack() as stack:
 
         def make(address: str = "", purpose: str = "test", **options: Any) -> LockConnection:
+            if "tls" not in options:
+                options.setdefault("key", lambda: KEY)  # not used on a Unix socket
             locks = LockConnection(address or f"unix:{unix}", purpose, **options)
             stack.callback(locks.close)
             return locks

@@ -21,8 +21,9 @@ from core import lock_calls, lock_connection, lock_master, lock_peer, lock_servi
 from core.errors import BadRequest, InUse, IoFailed
 from core.lock_connection import LockConnection
 from core.lock_epoch import Start
-from core.lock_master import LockMaster
+from core.lock_master import HERE, LockMaster
 from core.lock_messages import (
+    UNKNOWN,
     Acquire,
     Answer,
     Answered,
@@ -42,7 +43,7 @@ from core.lock_messages import (
     Who,
 )
 from core.lock_service import LockService
-from core.lock_timing import Timing
+from core.lock_timing import Timing, now
 from core.lock_wire import MOST_BYTES, decode_reply, decode_request, encode
 
 
@@ -60,14 +61,14 @@ def raw(unix: str, master: LockService) -> Iterator[RawLockClient]:  # noqa: ARG
 
 
 def test_one_that_does_not_read_is_cut_off(
-    master: LockService, port: int, join: Join, caplog: pytest.LogCaptureFixture
+    master: LockService, unix: str, join: Join, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     good = join()
     held = good.acquire("vdi/1")
     for number in range(1000):
         master.locks.acquire(f"extent/{number}")
-    deaf = RawLockClient(port, buffer=4096)
+    deaf = RawLockClient(unix)
     session = deaf.hello("deaf")
     asked = 0
     with suppress(OSError):
@@ -278,8 +279,20 @@ def test_a_master_cannot_move_the_cursor_either() -> None:
             decode_reply(encode(reply))
 
 
+def test_a_session_of_an_earlier_version_does_not_say_its_role(master: LockService) -> None:
+    hello = decode_request(
+        b'["Hello",{"nonce":"n","host":"old","pid":7,"purpose":"plxsh tap serve"}]'
+    )
+    with master.desk:
+        master.master.receive(now(), hello)
+        [listing] = master.master.receive(now(), ListLocks(HERE, 1))
+    assert isinstance(listing, Listing)
+    assert {who.host: who.role for who in listing.sessions}["old"] == UNKNOWN
+    assert decode_request(b'["Renew",{"session":1,"seq":1,"of a later version":[]}]') == Renew(1, 1)
+
+
 def test_nothing_in_the_log_is_in_a_strangers_words(
-    master: LockService, port: int, caplog: pytest.LogCaptureFixture
+    master: LockService, port: int, unix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     for said in (
         b"GET /\x1b[31m HTTP/1.1\r\n\r\n",
@@ -291,7 +304,7 @@ def test_nothing_in_the_log_is_in_a_strangers_words(
             while sock.recv(1 << 16):
                 pass
     for message in (b'["\x1b[31mX",{}]', b'["Renew",{"\x1b":1}]'):
-        client = RawLockClient(port)
+        client = RawLockClient(unix)
         client.protocol.send_binary(message)
         client.protocol.send_close(1000, "\x1b[31m")
         client.flush()

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from lock.conftest import Join
-from support.locks import ROOT, service, soon
+from support.locks import KEY, ROOT, service, soon
 
 from core import lock_link
 from core.lock_connection import LockConnection
@@ -26,7 +26,6 @@ from core.lock_service import LockService
 from core.lock_timing import Timing
 from core.locks import Locks
 
-KEY = b"a key of more than sixteen bytes"
 ROUNDS = 25
 
 
@@ -52,13 +51,12 @@ def waiting(master: LockService) -> int:
         return master.master.figures().waiting
 
 
-@pytest.mark.parametrize("how", ["unix", "tcp", "key"])
+@pytest.mark.parametrize("how", ["unix", "tcp"])
 def test_goodbyes_arrive(how: str, unix: str, timing: Timing) -> None:
-    key = KEY if how == "key" else None
-    with service(unix, ("127.0.0.1", 0), key=key, timing=timing) as master:
+    with service(unix, ("127.0.0.1", 0), timing=timing) as master:
         address = f"unix:{unix}" if how == "unix" else f"127.0.0.1:{master.addresses[0][1]}"
         for number in range(ROUNDS):
-            locks = LockConnection(address, "in and out", key=(lambda: key) if key else None)
+            locks = LockConnection(address, "in and out", key=lambda: KEY)
             locks.acquire(f"vdi/{number}")
             if number % 2:
                 locks.acquire("registry").release()
@@ -73,7 +71,7 @@ def test_a_goodbye_that_is_said_while_others_are_sent(
     port: int, master: LockService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is put in after what is to be sent was taken, and before the end is looked for."""
-    locks = LockConnection(f"127.0.0.1:{port}", "in a hurry")
+    locks = LockConnection(f"127.0.0.1:{port}", "in a hurry", key=lambda: KEY)
     send = Link._send
     said = threading.Event()
 
@@ -97,7 +95,7 @@ def test_a_goodbye_before_much_that_nobody_reads(port: int, master: LockService)
     for number in range(2000):
         master.locks.acquire(f"extent/{number}")
     for _ in range(5):
-        locks = LockConnection(f"127.0.0.1:{port}", "asks and goes")
+        locks = LockConnection(f"127.0.0.1:{port}", "asks and goes", key=lambda: KEY)
         with locks._link.turn():
             for _ in range(5):
                 seq = locks._client.next_seq()

@@ -13,22 +13,21 @@ from pathlib import Path
 
 import pytest
 from lock.conftest import Join
-from support.locks import SHORT, service, soon
+from support.locks import KEY, SHORT, service, soon
 from support.pki import certify
 from support.tap import free_port
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import ClientConnection, unix_connect
 
 from core import lock_connection
 from core.errors import BadRequest, IoFailed, NotFound
-from core.lock_auth import client_tls, read_key, server_tls
+from core.lock_auth import client_tls, server_tls
 from core.lock_connection import LockConnection
+from core.lock_key import read_key
 from core.lock_messages import Acquire, Hello, ListLocks, Release, Renew
 from core.lock_service import LockService
 from core.lock_timing import Timing
 from core.lock_wire import encode
-
-KEY = b"a key of more than sixteen bytes"
 
 
 @pytest.fixture
@@ -67,10 +66,10 @@ def other(master: LockService, unix: str, caplog: pytest.LogCaptureFixture) -> I
     found.locks.close()
 
 
-def talk(port: int, **options: object) -> ClientConnection:
+def talk(unix: str, **options: object) -> ClientConnection:
     options.setdefault("subprotocols", ["parallax-lock-1"])
     options.setdefault("open_timeout", 60)
-    return connect(f"ws://127.0.0.1:{port}/", proxy=None, compression=None, **options)  # type: ignore[arg-type]
+    return unix_connect(unix, "ws://localhost/", compression=None, **options)  # type: ignore[arg-type]
 
 
 def hello(line: ClientConnection, nonce: str = "a nonce") -> None:
@@ -118,40 +117,40 @@ WRONG = {
 
 
 @pytest.mark.parametrize("data", WRONG.values(), ids=WRONG.keys())
-def test_what_is_no_message(other: Other, port: int, data: bytes) -> None:
-    with talk(port) as line:
+def test_what_is_no_message(other: Other, unix: str, data: bytes) -> None:
+    with talk(unix) as line:
         line.recv()
         line.send(data)
         assert refused(line)
     other.look("malformed")
 
 
-def test_text_and_pieces_are_no_messages(other: Other, port: int) -> None:
-    with talk(port) as line:
+def test_text_and_pieces_are_no_messages(other: Other, unix: str) -> None:
+    with talk(unix) as line:
         line.send('["Renew",{"session":1,"seq":1}]')
         assert "binary frame" in refused(line)
     other.look("malformed")
-    with suppress(ConnectionClosed), talk(port) as line:  # perhaps before the second piece
+    with suppress(ConnectionClosed), talk(unix) as line:  # perhaps before the second piece
         line.send([b'["Renew",', b"{}]"])
         refused(line)
     soon(lambda: other.master.refused["malformed"] == 2)
 
 
-def test_what_is_too_long(other: Other, port: int) -> None:
-    with talk(port) as line:
+def test_what_is_too_long(other: Other, unix: str) -> None:
+    with suppress(ConnectionClosed), talk(unix) as line:  # perhaps before all of it
         line.send(b" " * ((1 << 20) + 1))
         refused(line)
     other.look("oversized")
 
 
-def test_speaking_for_another(other: Other, port: int) -> None:
+def test_speaking_for_another(other: Other, unix: str) -> None:
     for request in (
         Release(other.session, 1 << 40, "vdi/1"),
         Renew(other.session, 1 << 40),
         Acquire(0, 1 << 40, "vdi/3", False, 0.0, 0),
         ListLocks(0, 1),
     ):
-        with talk(port) as line:
+        with talk(unix) as line:
             hello(line)
             line.send(encode(request))
             assert "spoke for session" in refused(line)
@@ -160,30 +159,30 @@ def test_speaking_for_another(other: Other, port: int) -> None:
     soon(lambda: [h.name for h in other.master.locks.holdings()] == ["vdi/1"])
 
 
-def test_a_session_that_is_unknown_is_told_so(other: Other, port: int) -> None:
-    with talk(port) as line:
+def test_a_session_that_is_unknown_is_told_so(other: Other, unix: str) -> None:
+    with talk(unix) as line:
         line.recv()
         line.send(encode(Renew(1 << 50, 7)))
         assert b'["Unknown",{"session":1125899906842624,"seq":7' in bytes(line.recv(60))  # type: ignore[arg-type]
     other.held.check()
 
 
-def test_too_many_sessions_on_one_connection(other: Other, port: int) -> None:
-    with talk(port) as line:
+def test_too_many_sessions_on_one_connection(other: Other, unix: str) -> None:
+    with talk(unix) as line:
         for number in range(65):
             line.send(encode(Hello(f"nonce {number}", "h", 1, "p")))
         refused(line)
     other.look("too_many")
 
 
-def test_browsers(other: Other, port: int) -> None:
-    with pytest.raises(InvalidStatus), talk(port, origin="http://127.0.0.1"):
+def test_browsers(other: Other, unix: str) -> None:
+    with pytest.raises(InvalidStatus), talk(unix, origin="http://127.0.0.1"):
         pass
     other.look("browser")
 
 
-def test_other_programs(other: Other, port: int) -> None:
-    with pytest.raises(InvalidStatus), talk(port, subprotocols=["chat"]):
+def test_other_programs(other: Other, port: int, unix: str) -> None:
+    with pytest.raises(InvalidStatus), talk(unix, subprotocols=["chat"]):
         pass
     other.look("handshake")
     for said in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01" + b"x" * 500, b"A" * 70_000):
@@ -197,7 +196,9 @@ def test_other_programs(other: Other, port: int) -> None:
 
 
 @pytest.mark.slow
-def test_one_byte_a_minute(other: Other, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_byte_a_minute(
+    other: Other, port: int, unix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("core.lock_service.HANDSHAKE", 0.3)
         with socket.create_connection(("127.0.0.1", port), 60) as sock:
@@ -205,7 +206,7 @@ def test_one_byte_a_minute(other: Other, port: int, monkeypatch: pytest.MonkeyPa
             assert sock.recv(100) == b""
         other.look("handshake")
     usual, other.master.master.timing = other.master.master.timing, SHORT
-    with talk(port) as line:  # the opening is done, then a message that does not come to an end
+    with talk(unix) as line:  # the opening is done, then a message that does not come to an end
         line.recv()
         line.send(encode(Renew(1 << 50, 1)))
         line.recv()  # so it has looked how long to be patient: the others need not suffer
@@ -221,7 +222,7 @@ def test_two_hundred_at_once(other: Other, port: int) -> None:
     crowd = [socket.create_connection(("127.0.0.1", port), 60) for _ in range(200)]
     try:
         other.look("too_many")
-        late = LockConnection(f"127.0.0.1:{port}", "comes late")
+        late = LockConnection(f"127.0.0.1:{port}", "comes late", key=lambda: KEY)
         late.acquire("vdi/5").check()
         late.close()
     finally:
@@ -230,14 +231,13 @@ def test_two_hundred_at_once(other: Other, port: int) -> None:
     soon(lambda: other.master.refused["handshake"] + other.master.refused["too_many"] == 200)
 
 
-def test_public_addresses_want_certificates_or_a_key() -> None:
-    with (
-        pytest.raises(BadRequest, match="can be reached from other hosts") as caught,
-        service("", ("0.0.0.0", 0)),
-    ):
-        pass
-    assert "--key" in caught.value.hint
-    assert "--tls" in caught.value.hint
+def test_tcp_wants_certificates_or_a_key_on_loopback_too() -> None:
+    for address in ("0.0.0.0", "127.0.0.1"):
+        with (
+            pytest.raises(BadRequest, match="wants a key or certificates"),
+            service("", (address, 0), key=None),
+        ):
+            pass
     with service("", ("0.0.0.0", 0), key=KEY):
         pass
     with pytest.raises(BadRequest, match="nowhere to listen"), service():
@@ -298,9 +298,15 @@ def test_a_new_key_takes_effect_with_the_next_connection(unix: str, join: Join) 
         assert not master.refused["key"]
 
 
-def test_a_master_without_the_key_is_not_trusted(master: LockService, port: int) -> None:
-    with pytest.raises(IoFailed, match="has no shared key"):
-        LockConnection(f"127.0.0.1:{port}", "test", key=lambda: KEY)
+def test_a_master_that_shows_nothing_is_not_trusted(
+    master: LockService, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody may listen where a lock master should, or a version that let in everybody."""
+    monkeypatch.setattr(master, "_key", None)
+    for key in (lambda: KEY, None):
+        with pytest.raises(IoFailed, match="shows no key") as caught:
+            LockConnection(f"127.0.0.1:{port}", "test", key=key)
+        assert caught.value.hint.startswith("start it anew")
     assert not master.locks.holdings()
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from lock.conftest import Join
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
-from support.locks import ROOT, soon
+from support.locks import KEY, ROOT, soon
 
 from core.errors import InUse
 from core.lock_epoch import EpochFile
@@ -32,6 +32,7 @@ from core.lock_serve import serve_lock_master
 from core.lock_timing import Timing
 serve_lock_master(
     ("127.0.0.1", 0), sys.argv[1], state=sys.argv[2], timing=Timing.of(4.0),
+    key=sys.argv[3].encode(),
     metrics=("127.0.0.1", 0),
     ready=lambda service: print(json.dumps(service.addresses), flush=True),
 )
@@ -50,7 +51,7 @@ def test_it_serves_until_it_is_told_to_stop(folder: Path, unix: str, join: Join)
     told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     told.bind(str(folder / "notify"))
     program = subprocess.Popen(
-        [sys.executable, "-c", SERVE, unix, state],
+        [sys.executable, "-c", SERVE, unix, state, KEY.decode()],
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,

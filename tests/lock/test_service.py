@@ -14,6 +14,7 @@ from support.locks import SHORT, FreshEpochs, service, soon
 
 from core import lock_connection
 from core.errors import BadRequest, Fenced, InUse, IoFailed, NoSpace, NotFound
+from core.lock_client import Held, LockClient
 from core.lock_connection import LockConnection
 from core.lock_messages import LockReleased, SessionDied
 from core.lock_service import LockService
@@ -320,6 +321,31 @@ def test_one_that_says_nothing_is_given_up_on(monkeypatch: pytest.MonkeyPatch) -
         sock.listen()
         with pytest.raises(IoFailed, match="it does not answer"):
             LockConnection(f"127.0.0.1:{sock.getsockname()[1]}", "test")
+
+
+def test_who_may_write_is_decided_by_the_client_that_the_histories_prove(
+    join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection has no second opinion: what it asks is all that is asked before a write."""
+    locks = join(scope="store")
+    grant = locks.acquire("vdi/1")
+    grant.check()
+    locks.check()
+    asked: list[str] = []
+
+    def never(_client: LockClient, _now: float, held: Held | None = None) -> bool:
+        asked.append(held.name if held else "anything")
+        return False
+
+    monkeypatch.setattr(LockClient, "may_submit", never)
+    for check in (grant.check, locks.check):
+        with pytest.raises(Fenced, match="has not renewed the lease"):
+            check()
+    assert asked == ["store/vdi/1", "anything"]
+    monkeypatch.undo()
+    grant.release()
+    with pytest.raises(Fenced, match=r"^vdi/1 is no longer held: it was given back$"):
+        grant.check()
 
 
 def test_a_left_socket_file_is_replaced_and_a_live_one_not(unix: str, folder: Path) -> None:

@@ -12,9 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.tap import NbdError, RawClient, contents_of, free_port, short_folder
 
+from core.collection import pack_bits
+from core.errors import Corrupt, InUse
 from core.lock_connection import LockConnection
 from core.remote import ask
 from core.session import Session
@@ -178,6 +181,31 @@ def test_a_schedule_under_a_writing_client(place: Place) -> None:
 
 def stamps_now(place: Place) -> list[str]:
     return place.run("snap", "list", "empty").splitlines()
+
+
+def test_a_hostile_collector_has_nothing_freed_that_is_needed(place: Place) -> None:
+    """Also of VDIs that nobody has open at the moment; and clients go on."""
+    with Session.open(place.store, "read") as session:
+        uuid, size = session.store.sb.uuid.hex(), session.store.sb.extent_blocks >> 3
+    place.tap()
+    with (
+        writing(place.unix, "empty") as writer,
+        closing(LockConnection(f"unix:{place.folder}/{uuid}.locks", "hostile")) as locks,
+    ):
+        gc = locks.acquire("gc", wait=60.0)
+        [tap] = [held.name for held in locks.holdings() if held.name.startswith("session/")]
+        seal = {"collection": gc.token}
+        extents = ask(locks, tap, "seal", seal, 60.0)["extents"]
+        everything = pack_bits(np.full(size, 0xFF, np.uint8))
+        refused = [Corrupt, *[InUse] * (len(extents) - 1)]
+        for extent, kind in zip(extents, refused, strict=True):
+            with pytest.raises(kind):
+                ask(locks, tap, "sweep", {**seal, "extent": extent, "garbage": everything}, 60.0)
+        done = writer.done
+        wait_for(lambda: writer.done > done + 1)
+    assert "that are needed" in place.log.read_text()
+    place.stop()
+    assert "sound" in place.run("store", "check")
 
 
 def test_a_tap_that_was_killed_is_no_obstacle(place: Place) -> None:

@@ -159,11 +159,11 @@ def restored_meanwhile(patch: Patch) -> None:
 def swept_before_the_commit_under_way_ended(patch: Patch) -> None:
     """What a durable commit has dropped is swept, and freed again when that commit ends."""
 
-    def sweep(self: Member, token: int, number: int, garbage: Bits) -> int:
+    def free(self: Member, token: int, number: int, garbage: Bits) -> int:
         self._refuse(token)
         return self._store.allocator.sweep(number, garbage)
 
-    patch.setattr(Member, "sweep", sweep)
+    patch.setattr(Member, "free", free)
 
 
 def what_cannot_be_read_is_not_marked(patch: Patch) -> None:

@@ -179,14 +179,14 @@ class LooksAtTheClockNowAndThen(LockClient):
         self._seen = now
         super().tick(now)
 
-    def may_submit(self, now: float, held: Held) -> bool:  # noqa: ARG002
+    def may_submit(self, now: float, held: Held | None = None) -> bool:  # noqa: ARG002
         return super().may_submit(self._seen, held)
 
 
 class WritesToTheEnd(LockClient):
     """Writes are submitted until the lease is over, with no time left for them to land."""
 
-    def may_submit(self, now: float, held: Held) -> bool:
+    def may_submit(self, now: float, held: Held | None = None) -> bool:
         return super().may_submit(now - self.timing.worst_io - self.timing.skew, held)
 
 
@@ -206,7 +206,8 @@ class LetsGoTooEarly(LockClient):
         before = [*self.held.values()]
         super().receive(now, reply)
         for held in before:
-            self.stopped(held)
+            if held.lost:
+                self.give_back(now, held)
 
 
 class TrustsOldAnswers(LockClient):

@@ -61,7 +61,7 @@ class Plx:
 
 @pytest.fixture(autouse=True)
 def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in {*os.environ} - {"PARALLAX_RUN_DIR"}:
+    for name in {*os.environ} - {"PARALLAX_RUN_DIR", "PARALLAX_STATE_DIR"}:
         if name.startswith("PARALLAX_") or name in ("NO_COLOR", "LISTEN_FDS"):
             monkeypatch.delenv(name)
     home = tmp_path / "home"

@@ -11,7 +11,7 @@ from shell.many import store_of_clones
 from support.shell import populated
 
 from core.blockstore import Blockstore
-from core.lock_messages import Holding, Who
+from core.lock_messages import TAP, TOOL, UNKNOWN, Holding, Who
 from core.session import Session
 from plxsh.cli import cli
 from plxsh.completer import Candidate, complete, complete_file, complete_prefix
@@ -122,8 +122,9 @@ def test_values_of_options(settings: Settings) -> None:
 
 
 def test_locks_and_hosts_as_they_were_seen_last(settings: Settings) -> None:
-    here, there = Who(1, "one", 7, "plxsh tap serve"), Who(2, "two", 8, "plxsh tap serve")
-    tool = Who(3, "three", 9, "plxsh store gc")
+    here = Who(1, "one", 7, "serves disks", TAP)
+    there = Who(2, "two", 8, "of an earlier version", UNKNOWN)
+    tool = Who(3, "three", 9, "plxsh tap disconnect tap", TOOL)
     settings.shell = Interpreter(cli, settings)
     settings.names.holders = {
         held.name: held
@@ -134,11 +135,11 @@ def test_locks_and_hosts_as_they_were_seen_last(settings: Settings) -> None:
             Holding("session/cc", 3, False, tool),
         )
     }
-    assert about(settings, "lock break", "vdi") == {"vdi/1": "one, process 7 (plxsh tap serve)"}
+    assert about(settings, "lock break", "vdi") == {"vdi/1": "one, process 7 (serves disks)"}
     assert words(settings, "lock break", "session") == []
     assert about(settings, "lock handover web", "") == {
-        "one": "plxsh tap serve",
-        "two": "plxsh tap serve",
+        "one": "serves disks",
+        "two": "of an earlier version",
     }
     settings.names.holders = {}
     assert words(settings, "lock break") == []

@@ -86,8 +86,10 @@ def test_a_key(
     def told() -> str:
         return plx.fails(5, "--lock-master", address, "vdi", "create", "x")
 
+    monkeypatch.setenv("PARALLAX_STATE_DIR", str(tmp_path))
+    monkeypatch.setattr("plxsh.context.STATE_FOLDER", str(tmp_path))
     line = told()
-    assert "wants a shared key" in line
+    assert "it wants a key, and no lock master has made one here" in line
     assert "PARALLAX_LOCK_KEY or [lock_master] key" in line
     wrong = _key(tmp_path / "wrong", "what nobody else has")
     monkeypatch.setenv("PARALLAX_LOCK_KEY", str(wrong))

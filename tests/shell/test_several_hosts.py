@@ -19,6 +19,7 @@ from shell.tap import lock_master as serving_locks
 from support.tap import NbdError, RawClient
 
 from core.errors import IoFailed
+from core.lock_messages import TAP, TOOL
 from plxsh import classic
 from plxsh.commands.lock import handover
 from plxsh.context import Settings
@@ -213,22 +214,23 @@ def test_who_is_not_there_is_no_reason_not_to_list(plx: Plx) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "purpose"),
+    ("words", "purpose", "role"),
     [
-        (["parallaxd"], "plxsh tap serve"),  # what 'lock handover' looks for
-        (["vdi_create", "x"], "vdi_create"),
-        (["vdi_snap", "web"], "vdi_snap"),
-        (["plxsh", "tap", "serve"], "plxsh tap serve"),
-        (["plxsh", "vdi", "create", "x"], "plxsh vdi create"),
+        (["parallaxd"], "plxsh tap serve", TAP),
+        (["vdi_create", "tap"], "vdi_create", TOOL),
+        (["vdi_snap", "web"], "vdi_snap", TOOL),
+        (["plxsh", "tap", "serve"], "plxsh tap serve", TAP),
+        (["plxsh", "tap", "disconnect", "web"], "plxsh tap disconnect", TOOL),
+        (["plxsh", "vdi", "create", "x"], "plxsh vdi create", TOOL),
     ],
 )
 def test_what_a_session_is_known_by(
-    plx: Plx, monkeypatch: pytest.MonkeyPatch, words: list[str], purpose: str
+    plx: Plx, monkeypatch: pytest.MonkeyPatch, words: list[str], purpose: str, role: str
 ) -> None:
-    heard: list[str] = []
+    heard: list[tuple[str, str]] = []
 
-    def connect(settings: Settings, address: str, purpose: str = "") -> None:  # noqa: ARG001
-        heard.append(purpose)
+    def connect(_settings: Settings, _address: str, purpose: str, role: str) -> None:
+        heard.append((purpose, role))
         raise IoFailed("nobody is there")
 
     monkeypatch.setattr("plxsh.locking.connect", connect)
@@ -238,7 +240,7 @@ def test_what_a_session_is_known_by(
         plx.fails(5, *args)
     else:
         assert classic.run(classic.TOOLS[program], args) == 5
-    assert heard == [purpose]
+    assert heard == [(purpose, role)]
 
 
 def test_the_tap_of_another_store_is_no_lock_master(plx: Plx, tmp_path: Path) -> None:

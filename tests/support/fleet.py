@@ -12,7 +12,7 @@ from pathlib import Path
 
 from core.blockstore import Blockstore
 from core.device import BlockDevice
-from core.errors import Fenced, InUse, IoFailed
+from core.errors import InUse, IoFailed
 from core.lock_client import Held, LockClient
 from core.lock_master import LockMaster
 from core.lock_messages import Break, Called, Holding, Reply
@@ -42,12 +42,8 @@ class FleetGrant:
         self._member.client.check(self._member.fleet.now, self._held)
 
     def release(self) -> None:
-        member = self._member
-        if member.client.held.get(self.name) is self._held:
-            member.client.release(member.fleet.now, self.name)
-        else:
-            member.client.stopped(self._held)
-        member.fleet.pump()
+        self._member.client.give_back(self._member.fleet.now, self._held)
+        self._member.fleet.pump()
 
 
 class FleetAsked:
@@ -64,7 +60,7 @@ class FleetAsked:
         return FleetGrant(self._member, self._wanted.grant) if self._wanted.grant else None
 
     def cancel(self) -> None:
-        self._member.client.release(self._member.fleet.now, self._wanted.name)
+        self._member.client.cancel(self._member.fleet.now, self._wanted)
         self._member.fleet.pump()
 
 
@@ -94,7 +90,6 @@ class Member:
         self.client = LockClient(
             f"host{number}", 1000 + number, f"tool {number}", lambda: f"{number}-{next(nonces)}"
         )
-        self._lost = False
         self._called: list[Called] = []
 
     def acquire(
@@ -139,27 +134,20 @@ class Member:
         return self.fleet.master.holdings()
 
     def check(self) -> None:
-        if self._lost:
-            raise Fenced("all that was held is lost", "open it again")
-        if self.lease_left() <= 0:
-            raise Fenced("the lease has lapsed", "look whether the lock master can be reached")
+        self.client.check(self.fleet.now)
 
     def lease_left(self) -> float:
-        return self.client.valid_until - self.fleet.now
+        return self.client.lease_left(self.fleet.now)
 
     def lease_over(self) -> bool:
-        timing = self.client.timing
-        return self._lost or self.lease_left() <= timing.stop_after - timing.lease
+        return self.client.lease_over(self.fleet.now)
 
     def is_lost(self) -> bool:
-        return self._lost
+        return bool(self.client.lost)
 
     def begin_again(self) -> None:
-        self._lost = False
-
-    def notice_loss(self) -> None:
-        """See whether everything is gone, as a transport would."""
-        self._lost = self._lost or self.client.phase == "left"
+        self.client.begin_again(self.fleet.now)
+        self.fleet.pump()
 
     def calls(self) -> Sequence[Called]:
         inbox = self._called
@@ -192,12 +180,10 @@ class Member:
 
     def thaw(self) -> None:
         """Let it go on; it finds out what became of it."""
-        held = bool(self.client.held)
         self.alive = True
         self.fleet.pump()
         self.client.tick(self.fleet.now)
         self.fleet.pump()
-        self._lost = self._lost or (held and not self.client.held)
 
 
 class Fleet:

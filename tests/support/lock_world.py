@@ -230,7 +230,7 @@ class World:
         busy = {write.token for write in host.writes}
         for held in host.broken:
             if held.lost and held.token not in busy:
-                client.stopped(held)
+                client.give_back(host.clock.at(self.t), held)
                 if held.lost == "it was broken":
                     self.ended_well(held)
         host.broken = [held for held in host.broken if not held.lost or held.token in busy]

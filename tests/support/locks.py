@@ -20,6 +20,7 @@ from core.lock_timing import Timing
 SHORT = Timing(lease=8.0, worst_io=1.0, skew=0.25, margin=1.0)
 """For tests in which leases end; a process may stand still for some seconds without that."""
 ROOT = Path(__file__).parents[2]
+KEY = b"a key of more than sixteen bytes"
 
 
 class FreshEpochs:
@@ -47,7 +48,10 @@ def service(
     epochs: Epochs | None = None,
     **options: Any,
 ) -> Iterator[LockService]:
+    """Run a lock master; on TCP it wants KEY, unless it is told what else."""
     options.setdefault("timing", SHORT)
+    if listen is not None and "tls" not in options:
+        options.setdefault("key", KEY)
     master = LockService(unix, listen, epochs=epochs or FreshEpochs(), **options)
     try:
         master.start()
@@ -70,7 +74,7 @@ from core import lock_connection
 from core.errors import ParallaxError
 from core.lock_connection import LockConnection
 lock_connection.FIRST = 60.0
-locks = LockConnection(sys.argv[1], "another process")
+locks = LockConnection(sys.argv[1], "another process", key=sys.argv[2].encode)
 grants = {}
 print(json.dumps("ready"), flush=True)
 for line in sys.stdin:
@@ -98,7 +102,7 @@ class Process:
 
     def __init__(self, address: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", CLIENT, address],
+            [sys.executable, "-c", CLIENT, address, KEY.decode()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

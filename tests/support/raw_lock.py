@@ -18,17 +18,13 @@ class RawLockClient:
     """A connection without a thread.
 
     Args:
-        to: port on 127.0.0.1, or path of a Unix socket.
-        buffer: bytes that its kernel takes for it, if not the usual.
+        unix: path of its Unix socket.
     """
 
-    def __init__(self, to: int | str, buffer: int = 0) -> None:
-        family = socket.AF_UNIX if isinstance(to, str) else socket.AF_INET
-        self.sock = socket.socket(family, socket.SOCK_STREAM)
+    def __init__(self, unix: str) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(60)
-        if buffer:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-        self.sock.connect(to if isinstance(to, str) else ("127.0.0.1", to))
+        self.sock.connect(unix)
         self.protocol = ClientProtocol(
             parse_uri("ws://localhost/"),
             subprotocols=["parallax-lock-1"],  # type: ignore[list-item]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 
@@ -272,8 +274,12 @@ def test_damage_is_found_beside_others(pair: Pair) -> None:
 
 def test_bits_survive_being_text() -> None:
     bits = np.frombuffer(noise(8192, "bits"), np.uint8)
-    assert (unpack_bits(pack_bits(bits)) == bits).all()
+    assert (unpack_bits(pack_bits(bits), 8192) == bits).all()
     assert len(pack_bits(np.zeros(1 << 16, np.uint8))) < 1000
+    bomb = base64.b64encode(zlib.compress(bytes(1 << 20))).decode()
+    for text in (pack_bits(bits[1:]), pack_bits(bits)[:40], bomb, "none", "\n", "eJw="):
+        with pytest.raises(ValueError, match=r"bits|base64|data|character|padding"):
+            unpack_bits(text, 8192)
 
 
 def test_a_plan_is_over_when_it_is_closed(pair: Pair) -> None:

@@ -38,6 +38,7 @@ ORDER = (
     "direct",
     "listen",
     "notify",
+    "lock_key",
     "lock_auth",
     "lock_channel",
     "lock_here",

@@ -156,7 +156,9 @@ def test_a_session_that_the_master_ended_has_lost_all() -> None:
     pair.wait(2.0)
     assert held.lost == "the lock master has ended this session"
     assert taken.token > held.token
-    with pytest.raises(Fenced, match="vdi/1 was lost: the lock master has ended this session"):
+    with pytest.raises(
+        Fenced, match="vdi/1 is no longer held: the lock master has ended this session"
+    ):
         lost.check(pair.at, held)
     assert lost.phase == "joined"
 
@@ -250,7 +252,7 @@ def test_a_broken_lock_is_lost_and_free_when_the_holder_has_stopped() -> None:
     assert other.inbox == [Broken(other.session, seq, 35.0)]
     assert held.lost == "it was broken"
     assert wanted.grant is None
-    pair.client.stopped(held)
+    pair.client.give_back(pair.at, held)
     pair.settle()
     assert wanted.grant is not None
 
