@@ -21,6 +21,7 @@ from core.locks import Grant
 from core.session import Session
 from core.snaplog import Snapshot
 from core.tap.commits import Commits
+from core.tap.listing import Listing
 from core.tap.opening import NotYet, Openings, Outcome
 from core.vdi import Vdi
 
@@ -31,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 MAX_DIRTY: Final = 16 << 10
 """Changed nodes of a VDI that are worth a commit of their own."""
-_MOST_SNAPSHOTS: Final = 1000
 
 
 class Description(NamedTuple):
@@ -112,8 +112,10 @@ class Exports:
         session: whose VDIs they are.
         commits: what makes them durable.
         openings: has locks of another process waited for.
+        listing: the names of all of them.
 
     Attributes:
+        listing: the same.
         open: those that are open.
         refuse: says why nothing can be opened now, for writing (True) or for reading; empty
             if it can.
@@ -121,8 +123,11 @@ class Exports:
         changed: called when a VDI was opened or is not open any more.
     """
 
-    def __init__(self, session: Session, commits: Commits, openings: Openings) -> None:
+    def __init__(
+        self, session: Session, commits: Commits, openings: Openings, listing: Listing
+    ) -> None:
         """Open nothing yet."""
+        self.listing = listing
         self._session = session
         self._commits = commits
         self._ids: dict[str, int] = {}
@@ -138,21 +143,17 @@ class Exports:
     def _find(self, reference: str) -> VdiRecord:
         """Return the live VDI a reference names; a known name costs one record to read."""
         registry = self._session.registry
-        known = self._ids.get(reference)
-        if known is not None:
-            record = registry.get(known)
-            if record is not None and record.state == LIVE and record.name == reference:
-                return record
-        record = registry.find(reference)
-        if record.name == reference:
-            self._remember()
-        return record
+        record = self._known(reference)
+        if record is None and not reference.isdigit():
+            self._ids = {record.name: record.id for record in registry.vdis()}
+            record = self._known(reference)
+        return record or registry.find(reference)
 
-    def _remember(self) -> list[VdiRecord]:
-        """Read all records once, for `_find`; return them."""
-        records = self._session.registry.vdis()
-        self._ids = {record.name: record.id for record in records}
-        return records
+    def _known(self, name: str) -> VdiRecord | None:
+        """Return the live VDI of a name that was seen before, if it has it still."""
+        known = self._ids.get(name)
+        record = None if known is None else self._session.registry.get(known)
+        return record if record and record.state == LIVE and record.name == name else None
 
     def _resolve(self, name: str) -> tuple[VdiRecord, Snapshot | None]:
         """Return the VDI, and the snapshot of it, that an export name stands for."""
@@ -184,22 +185,6 @@ class Exports:
         text = f"VDI {record.id}, snapshots: {record.snapshots}"
         return Description(record.name, text, size, False)
 
-    def names(self) -> list[tuple[str, str]]:
-        """Return (name, description) of each VDI, and of the newest labelled snapshots."""
-        records = self._remember()
-        names = {r.name: f"VDI {r.id}, snapshots: {r.snapshots}" for r in records}
-        room = len(names) + _MOST_SNAPSHOTS
-        for record in records:
-            if not record.snapshots:
-                continue
-            for snapshot in self._session.snapshots(record):
-                if len(names) >= room:
-                    return list(names.items())
-                if snapshot.label:
-                    text = f"snapshot {snapshot.id} of VDI {record.id}"
-                    names.setdefault(f"{record.name}@{snapshot.label}", text)
-        return list(names.items())
-
     def acquire(self, name: str) -> Export:
         """Open an export, or share one that is open.
 
@@ -207,7 +192,7 @@ class Exports:
             NotFound, BadRequest: there is no such export.
             InUse, ReadOnly: the VDI cannot be opened for writing here.
             IoFailed: it cannot be read, or the lock master cannot be reached.
-            NotYet: its lock is on its way; see `when_ready`.
+            NotYet: its lock is on its way.
         """
         record, snapshot = self._resolve(name)
         self.admit(record, snapshot)
@@ -244,7 +229,7 @@ class Exports:
                 f"vdi/{record.id}", record.token, 0.0, partial(self._arrived, record.id)
             )
             self._awaited[record.id] = []
-        raise NotYet(record.id)
+        raise NotYet(partial(self._when_ready, record.id))
 
     def _refuse_now(self, record: VdiRecord, writing: bool) -> None:
         why = self.refuse(writing)
@@ -271,8 +256,7 @@ class Exports:
         self.changed()
         return export
 
-    def when_ready(self, vdi: int, told: Callable[[], None]) -> None:
-        """Call `told` when it makes sense to try again what ended with `NotYet`."""
+    def _when_ready(self, vdi: int, told: Callable[[], None]) -> None:
         self._awaited.setdefault(vdi, []).append(told)
 
     def _arrived(self, vdi: int, outcome: Outcome) -> None:

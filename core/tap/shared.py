@@ -13,6 +13,7 @@ from core.tap.gate import Gate
 from core.tap.jobs import Jobs
 from core.tap.replies import Replies
 from core.tap.room import Room
+from core.tap.turns import Turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +29,4 @@ class Shared:
     gate: Gate
     room: Room
     collecting: Collecting
+    turns: Turns

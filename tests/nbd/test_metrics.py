@@ -364,7 +364,7 @@ def test_a_visitor_who_leaves_early_is_forgotten(store: str) -> None:
                 sock.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
         ask(address)
         assert tap._pages is not None
-        while tap._pages._visitors:
+        while tap._pages.visitors:
             time.sleep(0.01)
         assert tap._pages._waiting == []
 
