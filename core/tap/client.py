@@ -47,6 +47,8 @@ class Client:
         peer: who it is, to show.
         since: when it connected, on the monotonic clock.
         transmission: its requests, None during the handshake.
+        queued: bytes of replies that it has not taken.
+        taken: bytes of those that it has taken late.
     """
 
     def __init__(
@@ -63,6 +65,8 @@ class Client:
         self.peer = peer_name(sock)
         self.since = time.monotonic()
         self.transmission: Transmission | None = None
+        self.queued = 0
+        self.taken = 0
         self._loop = loop
         self._shared = shared
         self._tls = tls
@@ -248,6 +252,7 @@ class Client:
                 return
             data = data[sent:]
         self._out.append(memoryview(bytes(data)))
+        self.queued += len(data)
         self.update()
 
     def _send_some(self, data: memoryview) -> int:
@@ -266,6 +271,8 @@ class Client:
         out = self._out
         while out:
             sent = self._send_some(out[0])
+            self.queued -= sent
+            self.taken += sent
             if sent < len(out[0]):
                 out[0] = out[0][sent:]
                 return

@@ -29,6 +29,7 @@ from core.listen import (
 from core.notify import inherited_sockets, notify
 from core.session import Session
 from core.tap.aside import Aside
+from core.tap.budget import Budget
 from core.tap.calls import Desk
 from core.tap.client import Client
 from core.tap.collecting import Chore, Collecting
@@ -158,6 +159,7 @@ class Tap:
             self._room,
             self._collecting,
             self._turns,
+            Budget(self._timers),
         )
         self._pages = _pages(self._loop, self._shared) if metrics else None
         if self._pages is not None:
@@ -263,7 +265,7 @@ class Tap:
         for client in list(self._clients):
             transmission = client.transmission
             if transmission is not None:
-                transmission.shrink()
+                transmission.tidy()
                 transmission.recent.sample(clock, transmission.counts)
         self._shared.totals.prune({e.name for e in self._shared.exports.open.values()})
 

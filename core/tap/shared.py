@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from core.session import Session
+from core.tap.budget import Budget
 from core.tap.collecting import Collecting
 from core.tap.commits import Commits
 from core.tap.counts import Totals
@@ -30,3 +31,4 @@ class Shared:
     room: Room
     collecting: Collecting
     turns: Turns
+    budget: Budget

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -18,8 +19,10 @@ from support.fake_locks import wait_for
 from support.stores import small_store
 from support.tap import (
     CONTENTS,
+    MIB,
     RawClient,
     TapProcess,
+    both_caches,
     contents_of,
     free_port,
     listens,
@@ -27,13 +30,18 @@ from support.tap import (
     tap_in_thread,
 )
 
+from core.device import Cache
 from core.registry import Registry
 from core.session import Session
 from core.tap import protocol as p
 from core.tap.handshake import Handshake
+from core.tap.jobs import Jobs
+from core.tap.reads import Reads
+from core.tap.server import Tap
 from core.tap.status import status_path
 
 LIST = p.OPTION.pack(p.OPTION_MAGIC, p.OPT_LIST, 0)
+LARGE = b"".join(struct.pack(">Q", n + 1) * 512 for n in range(40 * MIB // 4096))
 
 
 class Counted:
@@ -263,3 +271,117 @@ def test_idle_connections_leave_descriptors_to_the_tap_and_to_tools(store: str) 
         assert "Traceback" not in said
     with Session.open(store, "read") as session:
         assert session.find_snapshot("clone@now")
+
+
+# -- memory ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> str:
+    """A store with a VDI of 40 MiB, `large`, whose every block is another."""
+    path = small_store(tmp_path, 4096, 6)
+    with Session.open(path) as session, session.opened(session.create("large", 40 * MIB)) as vdi:
+        vdi.write(0, LARGE)
+    return path
+
+
+def held(tap: Tap) -> int:
+    """Bytes of replies and receive buffers that a tap has for its clients."""
+    parts = [c.transmission for c in list(tap._clients) if c.transmission]
+    return sum(c.queued for c in list(tap._clients)) + sum(len(part._buffer) for part in parts)
+
+
+@both_caches
+@pytest.mark.parametrize("structured", [False, True])
+def test_replies_that_nobody_takes_are_not_made(large: str, cache: Cache, structured: bool) -> None:
+    """256 READs of 32 MiB: a few are answered, the others when the client takes replies."""
+    with tap_in_thread(large, cache) as (tap, unix), RawClient(unix) as client:
+        client.go("large", structured)
+        client.sock.sendall(
+            b"".join(client.request(p.CMD_READ, n << 12, 32 * MIB) for n in range(256))
+        )
+        with RawClient(unix) as other:
+            other.go("large")
+            for _ in range(3):
+                assert other.read(0, 33 * 4096) == LARGE[: 33 * 4096]
+            assert held(tap) <= (32 + 4 + 2) * MIB
+            assert tap._shared.budget.taken <= 64 * MIB
+        for _ in range(5):
+            got = whole(client) if structured else client.reply(32 * MIB).payload
+            at = struct.unpack_from(">Q", got)[0] - 1 << 12
+            assert got == LARGE[at : at + 32 * MIB]
+        assert held(tap) <= (32 + 4 + 2) * MIB
+    assert not tap._shared.budget.taken
+
+
+def whole(client: RawClient) -> bytes:
+    """The data of a structured reply, wherever it begins."""
+    parts = sorted((c.payload[:8], c.payload[8:]) for c in client.chunks())
+    return b"".join(data for _, data in parts)
+
+
+def test_half_requests_do_not_take_all_memory(large: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that announce 32 MiB and send nothing: no more than the budget is held."""
+    monkeypatch.setattr("core.tap.budget.LOOK_EVERY", 0.3)
+    with tap_in_thread(large) as (tap, unix), ExitStack() as stack:
+        idle = [stack.enter_context(RawClient(unix)).go("large") for _ in range(12)]
+        for client in idle:
+            client.sock.sendall(client.request(p.CMD_WRITE, 0, 32 * MIB) + bytes(MIB))
+        with RawClient(unix) as other:
+            other.go("large")
+            assert other.read(0, 4096) == LARGE[:4096]
+            assert held(tap) <= (8 * 32 + 13) * MIB
+            assert other.write(4096, LARGE[: 2 * MIB]) == 0  # when one that stood still is gone
+    assert not tap._shared.budget.taken
+
+
+def test_a_buffer_is_given_back_when_others_need_it(large: str) -> None:
+    with tap_in_thread(large, commit_interval=3600.0) as (tap, unix), ExitStack() as stack:
+        clients = [stack.enter_context(RawClient(unix)).go("large") for _ in range(10)]
+        for client in clients:
+            assert client.write(0, LARGE[: 32 * MIB]) == 0
+        assert tap._shared.budget.taken <= 256 * MIB
+        assert len(tap._clients) == 10
+
+
+def test_cache_takes_no_memory_of_its_own(large: str) -> None:
+    with tap_in_thread(large) as (_, unix), RawClient(unix) as client:
+        client.go("large")
+        tracemalloc.start()
+        try:
+            requests = [client.request(p.CMD_CACHE, 0, 2 * MIB) for _ in range(250)]
+            client.sock.sendall(b"".join(requests))
+            assert {client.reply().flags for _ in requests} == {0}
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert most < 8 * MIB
+
+
+def test_others_have_a_turn_between_long_requests(
+    large: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many BLOCK_STATUS are in one packet, a turn of the loop deals with a few."""
+    most, turn = 0, [0]
+    run_jobs, block_status = Jobs.run, Reads.block_status
+
+    def ended(jobs: Jobs) -> None:
+        turn[0] = 0
+        run_jobs(jobs)
+
+    def counted(reads: Reads, *arguments: int) -> None:
+        nonlocal most
+        turn[0] += 1
+        most = max(most, turn[0])
+        block_status(reads, *arguments)
+
+    monkeypatch.setattr(Jobs, "run", ended)
+    monkeypatch.setattr(Reads, "block_status", counted)
+    with tap_in_thread(large) as (_, unix), RawClient(unix) as client:
+        client.go("large", structured=True, contexts=True)
+        requests = [client.request(p.CMD_BLOCK_STATUS, 0, 40 * MIB) for _ in range(1000)]
+        client.sock.sendall(b"".join(requests))
+        for _ in requests:
+            [chunk] = client.chunks()
+            assert chunk.type == p.CHUNK_BLOCK_STATUS
+    assert 0 < most <= 16
