@@ -10,14 +10,13 @@ disk on its behalf: one for commits, a few for reads that miss the page cache.
 from __future__ import annotations
 
 import logging
-import signal
 import socket
 import ssl
 import time
 from collections.abc import Callable
-from types import FrameType
 from typing import Any, Final
 
+from core.ending import on_ending_signals
 from core.errors import BadRequest, ParallaxError
 from core.listen import (
     listen_tcp,
@@ -385,7 +384,7 @@ def serve(
     lock_master: str = "",
     ready: Callable[[], None] | None = None,
 ) -> None:
-    """Serve the VDIs of a session over NBD until SIGTERM or SIGINT; see `Tap`.
+    """Serve the VDIs of a session over NBD until a signal ends it (`core.ending`); see `Tap`.
 
     Sockets handed over by systemd are served as well. Call it from the main thread.
 
@@ -417,16 +416,12 @@ def serve(
     )
     raise_descriptor_limit()
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
+    def stop() -> None:
         notify("STOPPING=1")
         tap.stop()
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with on_ending_signals(stop):
         notify("READY=1")
         if ready is not None:
             ready()
         tap.run()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -61,7 +61,7 @@ _STATE: Final = "lock_master.epoch"
 )
 @pass_settings
 def master(settings: Settings, /, **options: Any) -> None:
-    """Grant locks to the sessions of several hosts until SIGTERM or Ctrl-C.
+    """Grant locks to the sessions of several hosts until SIGTERM, SIGHUP or Ctrl-C.
 
     Taps and commands on each host name it with --lock-master. One lock master serves any
     number of stores. After each start it grants nothing for a while (35 seconds with the usual

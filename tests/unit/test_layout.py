@@ -35,6 +35,7 @@ ORDER = (
     "direct",
     "listen",
     "notify",
+    "ending",
     "lock_auth",
     "lock_channel",
     "lock_here",
