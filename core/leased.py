@@ -35,6 +35,7 @@ class LeasedDevice:
         self.preadv = device.preadv
         self.fetch = device.fetch
         self.flush = device.flush
+        self.verify = device.verify
         self.close = device.close
 
     def pwritev(self, offset: int, buffers: Sequence[Buffer]) -> None:

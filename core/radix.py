@@ -477,6 +477,13 @@ class RadixMap:
         self._known.clear()
         self.freed.clear()
 
+    def give_up(self) -> None:
+        """Forget every change after a `freeze` that failed: its blocks are left to collection."""
+        self._dirty.clear()
+        self._leaves.clear()
+        self._known.clear()
+        self.freed.clear()
+
     def _freeze(self, entry: int, level: int, blocks: Iterator[int]) -> int:
         """Freeze one dirty subtree; return the entry that points to it from now on."""
         node = self._dirty[entry >> 1]

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Final
 
-from core.errors import Fenced
+from core.errors import Fenced, unexpected
 from core.tap.handshake import Handshake, ProtocolError, State
 from core.tap.loop import GONE, READ, WRITE, Loop
 from core.tap.shared import Shared
@@ -156,8 +156,7 @@ class Client:
 
     def failed(self, error: Exception) -> None:
         """Drop the client because of a bug."""
-        fields = {"event": "bug", "peer": self.peer}
-        logger.error("%s: internal error", self.peer, exc_info=error, extra=fields)
+        unexpected(error, self.peer)
         self.close("internal error")
 
     def update(self) -> None:

@@ -17,6 +17,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Final
 
+from core.errors import unexpected
 from core.listen import listen_unix
 from core.tap.crowd import Crowd
 from core.tap.loop import READ, Loop
@@ -135,7 +136,7 @@ class Doors:
         try:
             welcome(sock)
         except Exception as error:
-            logger.error("internal error", exc_info=error, extra={"event": "bug"})
+            unexpected(error, "a new connection")
             sock.close()
 
     def _make_room(self) -> bool:

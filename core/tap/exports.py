@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from core.errors import BadRequest, Fenced, InUse, NoSpace, ParallaxError
+from core.errors import BadRequest, Fenced, InUse, NoSpace, ParallaxError, unexpected
 from core.format import LIVE, VdiRecord
 from core.image import Image
 from core.locks import Grant
@@ -305,17 +305,20 @@ class Exports:
         if export.committing or not self.is_open(export) or (export.shut and export.vdi):
             return
         vdi = export.vdi
-        if vdi is not None and vdi.written and self._session.store.failed is None:
+        failed = self._session.store.failed or (vdi.failed if vdi else None)
+        if vdi is not None and vdi.written and failed is None:
             export.committing = True
             self._commits.add(vdi, partial(self._settled, export))
         elif not export.connections and export.held_until <= time.monotonic():
             if vdi is not None and vdi.written:
-                export.trouble = self._session.store.failed
+                export.trouble = failed
             try:
                 self._forget(export)
             except ParallaxError as error:
                 export.trouble = error
                 logger.error("export %s: %s", export.name, error)
+            except Exception as error:
+                export.trouble = unexpected(error, f"export {export.name}: giving it up")
 
     def _settled(self, export: Export, error: ParallaxError | None) -> None:
         """Go on after a commit that `settle` asked for."""
@@ -389,6 +392,8 @@ class Exports:
                 self._forget(export)
             except ParallaxError as error:
                 failure = failure or error
+            except Exception as error:
+                failure = failure or unexpected(error, f"export {export.name}: giving it up")
         if failure or self._session.store.failed:
             # one of the two is an error, as the line above says
             raise failure or self._session.store.failed  # type: ignore[misc]

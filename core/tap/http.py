@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from core.errors import unexpected
 from core.tap.crowd import Crowd
 from core.tap.jobs import Jobs, Steps
 from core.tap.loop import GONE, READ, WRITE, Loop
@@ -146,7 +147,7 @@ class _Visitor:
         except OSError:
             self.close()
         except Exception as error:
-            logger.error("internal error", exc_info=error, extra={"event": "bug"})
+            unexpected(error, "a question for metrics")
             self.close()
 
     def _receive(self) -> None:

@@ -57,6 +57,8 @@ class Writes:
             errors = vdi.write_many(writes)
         except ParallaxError as error:
             errors = [error] * len(writes)
+        except Exception as error:
+            errors = [vdi.fail(error, "writing")] * len(writes)
         for number, failure in enumerate(errors):
             if failure is None:
                 replies.simple(cookies[number])
@@ -176,6 +178,10 @@ class Writes:
             raise
         except ParallaxError as error:
             self._replies.simple(cookie, self._connection.errno_of(error))
+            return False
+        except Exception as failure:
+            bug = vdi.fail(failure, "changing it")
+            self._replies.simple(cookie, self._connection.errno_of(bug))
             return False
         if vdi.map.dirty > MAX_DIRTY:
             self._shared.exports.settle(self._export)
