@@ -243,9 +243,12 @@ class Tap:
     def _turn(self, timeout: float) -> None:
         """Wait for something to do, and do it."""
         shared = self._shared
-        timeout = min(timeout, self._turns.due() - time.monotonic())
+        turns = self._turns
+        if turns.pieces:
+            timeout = min(timeout, turns.due() - time.monotonic())
         self._loop.turn(0 if shared.jobs.ready else max(timeout, 0.0))
-        self._turns.run()
+        if turns.pieces:
+            turns.run()
         if self._aside.rung:
             self._aside.poll()
         shared.jobs.run()

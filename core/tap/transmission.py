@@ -104,7 +104,6 @@ class Transmission:
         self.waiting = 0
         self._leaving = False
         self._short = False
-        self._breathing = False
         self._parked: deque[Steps] = deque()
         self._held = 0
         self._replied = 0
@@ -130,9 +129,9 @@ class Transmission:
 
     @property
     def full(self) -> bool:
-        """Whether nothing more should be read: too much is unanswered, or there is a pause."""
-        waits = self._short or self._breathing or self.export.paused
-        return waits or self._leaving or self.waiting >= _MAX_WAITING
+        """Whether nothing more is to be read: too much is unanswered, or there is a pause."""
+        stopped = self._leaving or self._short or self.export.paused
+        return stopped or self.waiting >= _MAX_WAITING
 
     @property
     def done(self) -> bool:
@@ -193,7 +192,7 @@ class Transmission:
             Fenced: the VDI may be somebody else's.
         """
         client, shared = self._client, self._shared
-        self._short = self._breathing = False
+        self._short = False
         if self._parked:
             self._unpark()
         if self.export.paused:
@@ -211,6 +210,7 @@ class Transmission:
         cookies: list[int] = []
         need = REQUEST.size
         effort = 0
+        breathe = False
         broken = ""
         while end - at >= need:
             word, cookie, offset, length = unpack(buffer, at)
@@ -272,7 +272,7 @@ class Transmission:
                     continue
             else:
                 if effort >= _MAX_EFFORT:
-                    self._breathing = True
+                    self._short = breathe = True
                     break
                 if kind == CMD_READ and self._reads.is_long(offset, length):
                     if not self._take(length):
@@ -316,10 +316,10 @@ class Transmission:
             raise ProtocolError(broken)
         self._start = at
         self._make_room(need)
-        if self._short:
-            self.shrink()
-        if self._breathing:
+        if breathe:
             shared.jobs.add(_once(client.resume), None, writable)
+        elif self._short:
+            self.shrink()
         counts = self.counts
         counts.requests += requests
         client.took(requests)

@@ -27,28 +27,31 @@ class Turns:
 
     Args:
         clock: tells the time in seconds.
+
+    Attributes:
+        pieces: what is to be done.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Have nothing to do."""
         self._clock = clock
-        self._pieces: deque[Piece] = deque()
+        self.pieces: deque[Piece] = deque()
         self._paid = -math.inf
 
     def add(self, piece: Piece) -> None:
         """Have something done when it is its turn; it must not raise."""
-        self._pieces.append(piece)
+        self.pieces.append(piece)
 
     def due(self) -> float:
         """Return when `run` has something to do, by the clock; infinite for never."""
-        return self._paid - _BURST if self._pieces else math.inf
+        return self._paid - _BURST if self.pieces else math.inf
 
     def run(self) -> None:
         """Do what is there, as long as there is time for it; what that adds waits."""
-        for _ in range(len(self._pieces)):
+        for _ in range(len(self.pieces)):
             start = self._clock()
             if start < self._paid - _BURST:
                 return
-            self._pieces.popleft()()
+            self.pieces.popleft()()
             took = self._clock() - start
             self._paid = max(self._paid, start) + took * _SHARE
