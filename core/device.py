@@ -237,7 +237,8 @@ class FileDevice:
             status = os.fstat(self._fd)
             if not is_storage(status.st_mode):
                 raise BadRequest(f"{path} is no file and no block device", "name one that is")
-            self._identity = _identity(status)
+            self._is_disk = stat.S_ISBLK(status.st_mode)
+            self._identity = self._identity_of(status)
             if lock != "none":
                 self._lock(lock)
             self.size = os.lseek(self._fd, 0, os.SEEK_END)
@@ -424,9 +425,9 @@ class FileDevice:
                 "stop what uses it, and restore what is missing from a backup",
             )
         try:
-            found = _identity(os.stat(self._path))
+            found = self._identity_of(os.stat(self._path))
         except (FileNotFoundError, NotADirectoryError):
-            if self._identity[0]:
+            if self._is_disk:
                 return
             what = "deleted or renamed"
         except OSError:
@@ -439,6 +440,10 @@ class FileDevice:
             f"{self.name} was {what} while it was open",
             f"put it back: until this process ends it is /proc/{os.getpid()}/fd/{self._fd}",
         )
+
+    def _identity_of(self, status: os.stat_result) -> tuple[int, int]:
+        """Return what tells a file, or a disk if this is one, from all others."""
+        return (status.st_rdev, 0) if self._is_disk else (status.st_dev, status.st_ino)
 
     def resize(self, size: int) -> None:
         """Make a file `size` bytes long (sparse); refuse a device that is too small."""
@@ -463,13 +468,6 @@ class FileDevice:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-
-def _identity(status: os.stat_result) -> tuple[bool, int, int]:
-    """Return what tells one file from all others: whether it is a disk, and its numbers."""
-    if stat.S_ISBLK(status.st_mode):
-        return True, status.st_rdev, 0
-    return False, status.st_dev, status.st_ino
 
 
 def _nothing() -> None:

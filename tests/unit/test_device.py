@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from support.stores import noise
 
-from core.device import FileDevice, _identity, io_error, lock_holder
+from core.device import FileDevice, io_error, lock_holder
 from core.direct import DirectDevice
 from core.errors import (
     BadRequest,
@@ -341,7 +341,8 @@ def disk(number: int) -> os.stat_result:
 
 
 def test_a_disk_is_known_by_its_number(device: FileDevice, monkeypatch: pytest.MonkeyPatch) -> None:
-    device._identity = _identity(disk(7))
+    device._is_disk = True
+    device._identity = device._identity_of(disk(7))
     nodes: list[os.stat_result] = [disk(7)]
 
     def node(path: str) -> os.stat_result:
