@@ -26,7 +26,7 @@ from threading import Event
 from types import MappingProxyType
 
 from core.blockstore import Blockstore
-from core.errors import Fenced, IoFailed, NoSpace, ParallaxError
+from core.errors import Fenced, IoFailed, NoSpace, ParallaxError, unexpected
 from core.format import VdiRecord
 from core.locks import Grant
 from core.registry import Registry
@@ -68,8 +68,8 @@ class Commit:
     """One run of the protocol for a group of VDIs (or for data alone).
 
     Attributes:
-        lost: VDIs, by number, whose grant was broken before their record was written: what
-            they changed is not durable and never will be.
+        lost: VDIs, by number, whose grant was broken before their record was written, or
+            whose record cannot be written: what they changed is not durable and never will be.
     """
 
     def __init__(self, store: Blockstore, changes: Sequence[Change] = ()) -> None:
@@ -77,7 +77,7 @@ class Commit:
         self._store = store
         self._registry = Registry(store)
         self._changes = changes
-        self.lost: dict[int, Fenced] = {}
+        self.lost: dict[int, ParallaxError] = {}
 
     def run(self) -> None:
         """Do all of it on this thread; raises as `prepare` and `sync` do."""
@@ -92,9 +92,12 @@ class Commit:
             NoSpace: the file system under the store is full. Nothing is lost: the same
                 change may be committed later.
             Fenced: this session may not write now; the same.
-            IoFailed: the system could not write; the store takes no more writes.
+            IoFailed: the system could not write, or the store was cut off or replaced; it
+                takes no more writes.
         """
         self._store.check_writable()
+        with _fatal(self._store):
+            self._store.device.verify()  # before anything is written behind what was cut off
         if not self._changes:
             return
         with _fatal(self._store, but=(NoSpace, Fenced)):
@@ -115,9 +118,20 @@ class Commit:
                 return
             for change in self._changes:
                 if self._is_held(change):
-                    self._check_fence(change)
-                    self._registry.write(change.new)
+                    with self._alone(change):
+                        self._check_fence(change)
+                        self._registry.write(change.new)
             self._store.device.flush()
+
+    @contextmanager
+    def _alone(self, change: Change) -> Iterator[None]:
+        """Have what nobody thought of, with one VDI, be the loss of that one only."""
+        try:
+            yield
+        except ParallaxError:
+            raise
+        except Exception as error:
+            self.lost[change.new.id] = unexpected(error, f"VDI {change.new.id}: its commit")
 
     def _is_held(self, change: Change) -> bool:
         """Return whether a VDI is still this session's; if not, leave it out."""
@@ -144,7 +158,8 @@ class Commit:
             self._store.allocator.settled()
         for change in self._changes:
             if change.new.id not in self.lost:
-                self._store.allocator.release(change.freed)
+                with self._alone(change):
+                    self._store.allocator.release(change.freed)
 
 
 class PendingCommit:
@@ -159,7 +174,7 @@ class PendingCommit:
     """
 
     def __init__(
-        self, commit: Commit, left_out: Mapping[int, Fenced] = MappingProxyType({})
+        self, commit: Commit, left_out: Mapping[int, ParallaxError] = MappingProxyType({})
     ) -> None:
         """Wrap a prepared commit."""
         self._commit = commit
@@ -176,6 +191,8 @@ class PendingCommit:
             self.error = None
         except ParallaxError as error:
             self.error = error
+        except Exception as error:
+            self.error = unexpected(error, "a commit")
         finally:
             self._synced.set()
 
@@ -190,10 +207,10 @@ class PendingCommit:
             raise self.error
         if not self._finished:
             self._finished = True
-            self.left_out |= self._commit.lost
             self._commit.finish()
+            self.left_out |= self._commit.lost
 
     @property
-    def lost(self) -> Mapping[int, Fenced]:
+    def lost(self) -> Mapping[int, ParallaxError]:
         """The VDIs that were lost after they were prepared: their maps have run ahead."""
         return self._commit.lost

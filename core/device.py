@@ -119,6 +119,13 @@ class BlockDevice(Protocol):
     def flush(self) -> None:
         """Make all that was written before durable."""
 
+    def verify(self) -> None:
+        """Make sure that it is what its name leads to, and as long as it was.
+
+        Raises:
+            IoFailed: it is not.
+        """
+
     def resize(self, size: int) -> None:
         """Make the device at least `size` bytes long."""
 
@@ -247,11 +254,13 @@ class FileDevice:
             raise io_error(error, f"cannot open {path}") from error
         self._nowait = os.RWF_NOWAIT
         self._scratch = memoryview(bytearray(_SCRATCH))
+        self._path = os.path.abspath(path)  # whatever the working directory is later
         try:
             status = os.fstat(self._fd)
             if not is_storage(status.st_mode):
                 raise BadRequest(f"{path} is no file and no block device", "name one that is")
             self.is_disk = _is_disk(status)
+            self._identity = self._identity_of(status)
             shared = writable and not flags & os.O_EXCL
             if shared and self.is_disk and disk.user_of(status.st_rdev):
                 raise _busy(path)
@@ -280,9 +289,23 @@ class FileDevice:
                 ) from error
         if lock in _FAR_BYTES:
             self._fcntl(fcntl.F_OFD_SETLK, fcntl.F_RDLCK, _FAR_BYTES[lock])
+        if lock == "guest":
+            self._refuse_without_host()
         for byte in _REFUSES.get(lock, ()):
             if self._is_locked(byte):
                 raise InUse(f"{self.name} is in use by {_WHO[byte]}", "wait until it is done")
+
+    def _refuse_without_host(self) -> None:
+        """Refuse a file that nobody has for its guests: then the host has another one open."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        raise IoFailed(
+            f"{self.name} is not the file that the tap of this store has open: it was replaced,"
+            " or that tap has just ended",
+            "look at its log; nothing was changed",
+        )
 
     def is_alone(self) -> bool:
         """Return whether no other process that has a lock master is using the file.
@@ -470,6 +493,44 @@ class FileDevice:
             raise IoFailed(
                 f"cannot flush {self.name}: {error.strerror}", "open the store again"
             ) from error
+
+    def verify(self) -> None:
+        """Make sure that the path leads to the open file still, and that nothing was cut off.
+
+        What is written after that was deleted, replaced or cut off would be lost, and whoever
+        opens the path meanwhile sees another store. When the system cannot tell (a server of
+        files that does not answer, a folder that may not be looked into, a disk whose node is
+        made anew), it is taken to be well.
+
+        Raises:
+            IoFailed: it is not.
+        """
+        size = os.lseek(self._fd, 0, os.SEEK_END)
+        if size < self.size:
+            raise IoFailed(
+                f"{self.name} was truncated while it was open, from {self.size} to {size} bytes",
+                "stop what uses it, and restore what is missing from a backup",
+            )
+        try:
+            found = self._identity_of(os.stat(self._path))
+        except (FileNotFoundError, NotADirectoryError):
+            if self.is_disk:
+                return
+            what = "deleted or renamed"
+        except OSError:
+            return
+        else:
+            if found == self._identity:
+                return
+            what = "replaced"
+        raise IoFailed(
+            f"{self.name} was {what} while it was open",
+            f"put it back: until this process ends it is /proc/{os.getpid()}/fd/{self._fd}",
+        )
+
+    def _identity_of(self, status: os.stat_result) -> tuple[int, int]:
+        """Return what tells a file, or a disk if this is one, from all others."""
+        return (status.st_rdev, 0) if self.is_disk else (status.st_dev, status.st_ino)
 
     def resize(self, size: int) -> None:
         """Make a file `size` bytes long (sparse); refuse a device that is too small."""

@@ -8,6 +8,10 @@ only at the NBD protocol's edge (`core.tap.replies`).
 
 from __future__ import annotations
 
+import logging
+
+logger = logging.getLogger(__name__)
+
 
 class ParallaxError(Exception):
     """Base class: something the user can be told in one line.
@@ -97,6 +101,12 @@ class IoFailed(ParallaxError):
     code = "io"
 
 
+class Bug(IoFailed):
+    """Something went wrong that nobody thought of; see `unexpected`."""
+
+    code = "bug"
+
+
 class Corrupt(IoFailed):
     """A metadata block is damaged or stale.
 
@@ -153,3 +163,15 @@ class WouldBlock(Exception):
         """Remember which bytes of the device to fetch."""
         super().__init__(*ranges)
         self.ranges = ranges
+
+
+def unexpected(error: Exception, what: str) -> Bug:
+    """Log an exception that nobody thought of, with its traceback; return one line for users.
+
+    Args:
+        error: what was raised.
+        what: what was being done, such as "VDI 3: writing".
+    """
+    logger.error("%s: internal error", what, exc_info=error, extra={"event": "bug"})
+    message = f"{what}: internal error: {type(error).__name__}: {error}"
+    return Bug(message, "look at the log of that process")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.blockstore import Blockstore
-from core.errors import BadRequest, WouldBlock
+from core.errors import BadRequest, IoFailed, WouldBlock
 from core.format import BLOCK, BLOCK_SHIFT, ZERO_BLOCK, blocks_for
 from core.radix import RadixMap, Run
 
@@ -103,22 +103,39 @@ class Image:
         first = offset >> BLOCK_SHIFT
         return self.map.lookup_range(first, blocks_for(offset + length) - first, wait)
 
-    def extents(self, offset: int, length: int, wait: bool = True) -> Iterator[Extent]:
+    def extents(
+        self, offset: int, length: int, wait: bool = True, leaves: int | None = None
+    ) -> Iterator[Extent]:
         """Yield the stored and the unstored ranges of a byte range, in order.
 
+        Args:
+            offset: where it begins, in bytes.
+            length: its bytes.
+            wait: as for `read_into`.
+            leaves: do no more than this much work; see `RadixMap.runs`.
+
         Raises:
-            BadRequest, WouldBlock, Corrupt: as `read_into`.
+            BadRequest, WouldBlock, Corrupt: as `read_into`; ranges before that are yielded.
         """
         self.check_range(offset, length)
-        start, data = offset, False
-        for run in self._runs(offset, length, wait):
-            low = max(run.first << BLOCK_SHIFT, offset)
-            if bool(run.block) != data:
-                if low > start:
-                    yield Extent(start, low - start, data)
-                start, data = low, not data
-        if offset + length > start:
-            yield Extent(start, offset + length - start, data)
+        if not length:
+            return
+        start = known = offset
+        data = False
+        first = offset >> BLOCK_SHIFT
+        try:
+            for run in self.map.runs(first, blocks_for(offset + length) - first, wait, leaves):
+                if bool(run.block) != data:
+                    if known > start:
+                        yield Extent(start, known - start, data)
+                    start, data = known, not data
+                known = min((run.first + run.length) << BLOCK_SHIFT, offset + length)
+        except (WouldBlock, IoFailed):
+            if known > start:
+                yield Extent(start, known - start, data)
+            raise
+        if known > start:
+            yield Extent(start, known - start, data)
 
     def differences(self, other: Image) -> Iterator[tuple[int, int]]:
         """Yield (first block, count) of the ranges of blocks whose bytes differ.

@@ -36,6 +36,7 @@ class LeasedDevice:
         self.fetch = device.fetch
         self.taken = device.taken
         self.flush = device.flush
+        self.verify = device.verify
         self.close = device.close
 
     def pwritev(self, offset: int, buffers: Sequence[Buffer]) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import signal
 from collections.abc import Callable
 from contextlib import ExitStack
-from types import FrameType
 
+from core.ending import on_ending_signals
 from core.listen import raise_descriptor_limit
 from core.lock_epoch import EpochFile
 from core.lock_service import LockService
@@ -28,7 +27,7 @@ def serve_lock_master(
     metrics: tuple[str, int] | None = None,
     ready: Callable[[LockService], None] | None = None,
 ) -> None:
-    """Serve locks until SIGTERM or SIGINT. Call it from the main thread.
+    """Serve locks until a signal ends it (`core.ending`). Call it from the main thread.
 
     Args:
         listen: address and port to listen on.
@@ -58,12 +57,11 @@ def serve_lock_master(
 
             stack.callback(MetricsPage(LockMetrics(service), metrics).close)
 
-        def stop(_number: int, _frame: FrameType | None) -> None:
+        def stop() -> None:
             notify("STOPPING=1")
             service.stop()
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            stack.callback(signal.signal, number, signal.signal(number, stop))
+        stack.enter_context(on_ending_signals(stop))
         service.start()
         _say_where(service)
         notify("READY=1")

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 
 from core.blockstore import Blockstore
 from core.commit import PendingCommit
-from core.errors import Fenced, InUse, NotFound, ParallaxError
+from core.errors import Bug, Fenced, InUse, NotFound, ParallaxError
 from core.format import LIVE, VdiRecord
 from core.locks import Grant, Locks
 from core.registry import Registry
@@ -186,7 +186,7 @@ class OpenVdis(ABC):
         for vdi in self.open_vdis:
             try:
                 vdi.check()
-            except Fenced as error:
+            except (Fenced, Bug) as error:
                 vdi.lose(error)
             else:
                 held.append(vdi)
@@ -203,23 +203,26 @@ class OpenVdis(ABC):
             vdis: what to commit.
             last: those of them that are given up right after it; see `Vdi.change`.
 
+        One that something is wrong with is left out too.
+
         Raises:
             NoSpace, IoFailed, Fenced: as `prepare_commit`, or the one before failed.
         """
         self.settle()
         held: list[Vdi] = []
-        left_out: dict[int, Fenced] = {}
+        left_out: dict[int, ParallaxError] = {}
         for vdi in vdis:
             try:
                 vdi.check()
-            except Fenced as error:
+            except (Fenced, Bug) as error:
                 left_out[vdi.id] = error
                 continue
             held.append(vdi)
             old, new = vdi.record, vdi.latest
             if new.snapshots < old.snapshots or new.log_retired > old.log_retired:
                 self.worth_collecting = True
-        self._pending = PendingCommit(prepare_commit(self.store, held, last), left_out)
+        commit = prepare_commit(self.store, held, last, left_out)
+        self._pending = PendingCommit(commit, left_out)
         return self._pending
 
     def commit(self, vdis: Iterable[Vdi], last: Collection[Vdi] = ()) -> None:

@@ -28,7 +28,7 @@ import numpy as np
 
 from core.blockstore import Blockstore, Node, empty_node, node_key
 from core.entries import Entries, blocks_of
-from core.errors import Corrupt, IoFailed
+from core.errors import Corrupt, IoFailed, WouldBlock
 from core.format import (
     BLOCK_MASK,
     CHECK_MASK,
@@ -139,6 +139,13 @@ def check_tree(store: Blockstore, root: int, height: int) -> None:
         raise Corrupt(f"cannot be the root of a tree of {height} levels", block)
 
 
+def _run(start: int, end: int, key: int) -> Run:
+    """Return the run of the virtual blocks from `start` up to `end`, given what they share."""
+    if key == _HOLE:
+        return Run(start, end - start, 0, False)
+    return Run(start, end - start, (key >> 1) + start, bool(key & 1))
+
+
 class RadixMap:
     """One tree: that of a snapshot, or the live one of a VDI with its changes.
 
@@ -222,41 +229,60 @@ class RadixMap:
         Raises:
             WouldBlock, Corrupt: as `lookup`.
         """
-        starts: list[int] = []
-        keys: list[int] = []
-        position = first
+        return list(self.runs(first, count, wait))
 
-        def hole(end: int) -> None:
-            if position < end and (not keys or keys[-1] != _HOLE):
-                starts.append(position)
-                keys.append(_HOLE)
+    def runs(
+        self, first: int, count: int, wait: bool = True, leaves: int | None = None
+    ) -> Iterator[Run]:
+        """Yield what `lookup_range` returns, and walk no further than is asked for.
 
+        Holes cost nothing, however long they are: nodes that do not exist are not read. Where
+        an error ends the walk, what was found before is yielded before it is raised.
+
+        Args:
+            first: the first virtual block.
+            count: how many.
+            wait: as for `lookup`.
+            leaves: end behind so many leaves, 2 MiB each, even if that is not all.
+        """
         end = first + count
-        for visit in self.walk(first, end, wait=wait):
-            if visit.level:
-                continue
-            low = max(first, visit.base)
-            high = min(end, visit.base + FANOUT)
-            hole(low)
-            entries = visit.entries[low - visit.base : high - visit.base]
-            blocks = blocks_of(entries)
-            owned = (entries & visit.owned).astype(np.int64)
-            key = np.where(blocks, (blocks - np.arange(low, high)) * 2 + owned, _HOLE)
-            breaks = np.flatnonzero(key[1:] != key[:-1]) + 1
-            for at in chain((0,), breaks.tolist()):
-                value = int(key[at])
-                if not keys or value != keys[-1]:
-                    starts.append(low + at)
-                    keys.append(value)
-            position = high
-        hole(end)
-        starts.append(end)
-        return [
-            Run(start, after - start, 0, False)
-            if key == _HOLE
-            else Run(start, after - start, (key >> 1) + start, bool(key & 1))
-            for start, after, key in zip(starts, starts[1:], keys, strict=False)
-        ]
+        start = position = first
+        current = _HOLE
+        left = leaves or -1
+        try:
+            for visit in self.walk(first, end, wait=wait):
+                if visit.level:
+                    continue
+                low = max(first, visit.base)
+                high = min(end, visit.base + FANOUT)
+                if position < low and current != _HOLE:
+                    yield _run(start, position, current)
+                    start, current = position, _HOLE
+                entries = visit.entries[low - visit.base : high - visit.base]
+                blocks = blocks_of(entries)
+                owned = (entries & visit.owned).astype(np.int64)
+                key = np.where(blocks, (blocks - np.arange(low, high)) * 2 + owned, _HOLE)
+                breaks = np.flatnonzero(key[1:] != key[:-1]) + 1
+                for at in chain((0,), breaks.tolist()):
+                    value = int(key[at])
+                    if value != current:
+                        if start < low + at:
+                            yield _run(start, low + at, current)
+                        start, current = low + at, value
+                position = high
+                left -= 1
+                if not left:
+                    end = position
+                    break
+        except (WouldBlock, IoFailed):
+            if start < position:
+                yield _run(start, position, current)
+            raise
+        if position < end and current != _HOLE:
+            yield _run(start, position, current)
+            start, current = position, _HOLE
+        if start < end:
+            yield _run(start, end, current)
 
     def forget(self) -> None:
         """Let go of remembered leaves; the node cache calls this."""
@@ -504,6 +530,13 @@ class RadixMap:
     def abandon(self) -> None:
         """Forget every change since the last freeze and give its reservations back."""
         self._store.allocator.unreserve(len(self._dirty))
+        self._dirty.clear()
+        self._leaves.clear()
+        self._known.clear()
+        self.freed.clear()
+
+    def give_up(self) -> None:
+        """Forget every change after a `freeze` that failed: its blocks are left to collection."""
         self._dirty.clear()
         self._leaves.clear()
         self._known.clear()

@@ -18,7 +18,16 @@ from core.batch import WriteBatch
 from core.blockstore import Blockstore
 from core.commit import Change, Commit
 from core.device import Buffer
-from core.errors import BadRequest, Fenced, NoSpace, NoSpaceYet, NotFound, ParallaxError
+from core.errors import (
+    BadRequest,
+    Bug,
+    Fenced,
+    NoSpace,
+    NoSpaceYet,
+    NotFound,
+    ParallaxError,
+    unexpected,
+)
 from core.format import (
     BLOCK,
     BLOCK_SHIFT,
@@ -75,7 +84,7 @@ class Vdi(Image):
         self._grant = grant
         self._make_room = make_room
         self._announce = announce if record.root & WRITABLE else None
-        self._lost: Fenced | None = None
+        self._lost: ParallaxError | None = None
         self._edits: VdiRecord | None = None
         self._fresh: list[AllocatedRun] = []
         self._written = False
@@ -113,6 +122,7 @@ class Vdi(Image):
 
         Raises:
             Fenced: its grant was broken or lost, or the lease has lapsed.
+            Bug: see `fail`.
         """
         if self._lost is not None:
             raise self._lost
@@ -123,13 +133,40 @@ class Vdi(Image):
         """Whether it is this session's no more, for good or until a lease is renewed."""
         try:
             self.check()
-        except Fenced:
+        except (Fenced, Bug):
             return True
         return False
 
-    def lose(self, error: Fenced) -> None:
+    @property
+    def failed(self) -> Bug | None:
+        """Why nothing of it can be committed any more, or None; see `fail`."""
+        return self._lost if isinstance(self._lost, Bug) else None
+
+    def lose(self, error: ParallaxError) -> None:
         """Write no more: a commit of it did not happen, so the map has run ahead."""
         self._lost = error
+
+    def fail(self, error: Exception, what: str) -> Bug:
+        """Write no more after an exception that nobody thought of; return what to raise.
+
+        Nobody knows what was done before it, so nothing of that is committed. Other VDIs of
+        the store are as they were; this one, opened again, is as of its last commit.
+        """
+        bug = unexpected(error, f"VDI {self.id}: {what}")
+        self.lose(bug)
+        return bug
+
+    def _freeze(self) -> None:
+        """Make its tree one that can be committed.
+
+        Raises:
+            Bug: that is not possible, because of what is in the tree.
+        """
+        try:
+            self.map.freeze()
+        except Exception as error:
+            self.map.give_up()
+            raise self.fail(error, "its tree cannot be committed") from error
 
     # -- writing -----------------------------------------------------------------------
 
@@ -288,7 +325,7 @@ class Vdi(Image):
             check_label(label)
         self.store.check_writable()
         self.check()
-        self.map.freeze()
+        self._freeze()
         entry = LogRecord(
             KIND_SNAPSHOT,
             time.time_ns(),
@@ -408,11 +445,14 @@ class Vdi(Image):
         Args:
             last: nothing is written in place after this commit, and the record says so. Whoever
                 opens the VDI then may trust that no write of this session is on its way.
+
+        Raises:
+            Bug: there is something wrong with it; others can be committed.
         """
         self._written = False
         if not self.changed:
             return None
-        self.map.freeze()
+        self._freeze()
         self._fresh.clear()
         freed, self.map.freed = self.map.freed, []
         old = self.record
@@ -468,21 +508,38 @@ def _is_full(error: ParallaxError) -> bool:
     return isinstance(error, NoSpace) and not isinstance(error, NoSpaceYet)
 
 
-def prepare_commit(store: Blockstore, vdis: Iterable[Vdi], last: Collection[Vdi] = ()) -> Commit:
+def prepare_commit(
+    store: Blockstore,
+    vdis: Iterable[Vdi],
+    last: Collection[Vdi] = (),
+    left_out: dict[int, ParallaxError] | None = None,
+) -> Commit:
     """Begin one commit for several VDIs: `sync` and `finish` are left to do.
 
     Args:
         store: where they are.
         vdis: what to commit.
         last: those of them that are closed right after it.
+        left_out: takes those that cannot be committed, by number; the others are.
 
     Raises:
         NoSpace: the file system under the store is full; nothing is lost, try again.
         Fenced: this session may not write now; the same.
         IoFailed: see `Commit.prepare`.
+        Bug: one of them cannot be committed, without `left_out`.
     """
     store.check_writable()
-    pairs = [(vdi, change) for vdi in vdis if (change := vdi.change(vdi in last))]
+    pairs: list[tuple[Vdi, Change]] = []
+    for vdi in vdis:
+        try:
+            change = vdi.change(vdi in last)
+        except Bug as error:
+            if left_out is None:
+                raise
+            left_out[vdi.id] = error
+            continue
+        if change is not None:
+            pairs.append((vdi, change))
     commit = Commit(store, [change for _, change in pairs])
     try:
         commit.prepare()

@@ -290,7 +290,7 @@ def vdi_snap_delete(settings: Settings, snapshot: str) -> None:
 @click.command("parallaxd", cls=Tool, examples=["parallaxd"])
 @pass_settings
 def parallaxd(settings: Settings) -> None:
-    """Serve every VDI and snapshot over NBD until SIGTERM or Ctrl-C.
+    """Serve every VDI and snapshot over NBD until SIGTERM, SIGHUP or Ctrl-C.
 
     It is 'plxsh tap serve' on the usual Unix socket: /run/parallax/nbd.sock for root and
     $XDG_RUNTIME_DIR/parallax/nbd.sock for others.
@@ -304,7 +304,7 @@ def parallaxd(settings: Settings) -> None:
 @click.command("plxlockmaster", cls=Tool, examples=["plxlockmaster"])
 @pass_settings
 def plxlockmaster(settings: Settings) -> None:
-    """Grant locks to the sessions of several hosts until SIGTERM or Ctrl-C.
+    """Grant locks to the sessions of several hosts until SIGTERM, SIGHUP or Ctrl-C.
 
     It is 'plxsh lock master' on 127.0.0.1:8440, or where the configuration says. One host
     needs none. Its state is /var/lib/parallax/lock_master.epoch for root, and

@@ -80,6 +80,9 @@ class Overlay:
     def taken(self, _offset: int, _length: int) -> None:
         """Say nothing of what takes space."""
 
+    def verify(self) -> None:
+        """Make sure of nothing: what is lost was not to be kept."""
+
     def flush(self) -> None:
         """Do nothing: nothing is kept."""
 

@@ -187,15 +187,9 @@ case ${1:-} in
         ;;
     test)
         # nbd-client and shellcheck: for the block script of Xen
-<<<<<<< HEAD
-        packages make curl e2fsprogs fio fish git graphviz hostname iproute2 less libnbd-bin \
-            libvirt-clients man-db nbd-client nbdkit openssh-client python3-libnbd shellcheck \
-            systemd qemu-system-x86 qemu-utils strace util-linux zsh
-=======
-        packages make bzip2 curl e2fsprogs fio fish graphviz hostname iproute2 less libnbd-bin \
+        packages make bzip2 curl e2fsprogs fio fish git graphviz hostname iproute2 less libnbd-bin \
             libvirt-clients lz4 man-db nbd-client nbdkit openssh-client python3-libnbd shellcheck \
             systemd qemu-system-x86 qemu-utils strace util-linux xz-utils zsh zstd
->>>>>>> part-transfer
         [ "${PARALLAX_LONG:-}" != 1 ] || packages systemd-container
         ;;
     venv)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from functools import partial
 from threading import Lock, Thread
 from typing import Final, TypeVar
 
-from core.errors import ParallaxError
-
-logger = logging.getLogger(__name__)
+from core.errors import ParallaxError, unexpected
 
 _Answer = TypeVar("_Answer")
 
@@ -70,8 +67,7 @@ class Aside:
         except ParallaxError as error:
             outcome = error
         except Exception as error:
-            logger.error("internal error", exc_info=error, extra={"event": "bug"})
-            outcome = ParallaxError(f"internal error: {error}", "look at the log of the tap")
+            outcome = unexpected(error, "a question to the lock master")
         drop: Callable[[], None] = lambda: None  # noqa: E731
         if not isinstance(outcome, ParallaxError):
             drop = partial(unwanted, outcome)
@@ -91,7 +87,10 @@ class Aside:
             answers, self._answers = self._answers, []
             self._unwanted.clear()
         for tell in answers:
-            tell()
+            try:
+                tell()
+            except Exception as error:
+                unexpected(error, "an answer")
 
     def close(self) -> None:
         """Want no answer any more."""

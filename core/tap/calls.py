@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from core.answering import Answers, Work
-from core.errors import BadRequest, Fenced, ParallaxError
+from core.errors import BadRequest, Fenced, ParallaxError, unexpected
 from core.lock_messages import Called
 from core.locks import Locks
 from core.remote import pack_error
@@ -169,10 +169,7 @@ class _Serving:
     def _fail(self, error: Exception) -> None:
         called = self._called
         if not isinstance(error, ParallaxError):
-            logger.error(
-                "%s: %s failed", called.name, called.method, exc_info=error, extra={"event": "bug"}
-            )
-            error = ParallaxError(f"internal error: {error}", "look at the log of the tap")
+            error = unexpected(error, f"{called.name}: {called.method[:_SHOWN]}")
         elif isinstance(error, Fenced):
             self._log(logging.WARNING, error.message)
         else:

@@ -10,9 +10,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Final
 
-from core.errors import Fenced
+from core.errors import Fenced, unexpected
 from core.tap.handshake import Handshake, ProtocolError, State
 from core.tap.loop import GONE, READ, WRITE, Loop
 from core.tap.shared import Shared
@@ -38,13 +39,16 @@ class Client:
         sock: the socket, not blocking.
         tls: makes the connection private, None when there is no TLS.
         tls_required: whether the client must start TLS.
-        closed: told when it is gone.
+        told: told when it has chosen an export, and when it is gone.
 
     Attributes:
+        open: whether it is there.
         sock: the socket.
         peer: who it is, to show.
         since: when it connected, on the monotonic clock.
         transmission: its requests, None during the handshake.
+        queued: bytes of replies that it has not taken.
+        taken: bytes of those that it has taken late.
     """
 
     def __init__(
@@ -54,23 +58,27 @@ class Client:
         sock: socket.socket,
         tls: ssl.SSLContext | None,
         tls_required: bool,
-        closed: Callable[[Client], None],
+        told: Callable[[Client], None],
     ) -> None:
         """Greet the client."""
         self.sock = sock
         self.peer = peer_name(sock)
         self.since = time.monotonic()
         self.transmission: Transmission | None = None
+        self.queued = 0
+        self.taken = 0
         self._loop = loop
         self._shared = shared
         self._tls = tls
-        self._told = closed
+        self._told = told
         self._handshake = Handshake(shared.exports, tls is not None, tls_required)
-        self._receive: Callable[[], None] = self._negotiate
+        self._receive: Callable[[], None] = self._await_turn
+        self._turn: Callable[[], None] = self._negotiate
         self._out: deque[memoryview] = deque()
         self._events = READ
-        self._open = True
+        self.open = True
         self._stopping = False
+        self._queued = False
         self._fd = sock.fileno()
         loop.watch(self._fd, self._on_event, READ)
         self.guard(self.send, memoryview(Handshake.greeting()))
@@ -93,10 +101,10 @@ class Client:
     def _handle(self, events: int) -> None:
         if events & WRITE:
             self._drain()
-        if not self._open:
+        if not self.open:
             return
         if isinstance(self.sock, ssl.SSLSocket):  # it may hold more than the kernel knows
-            for _ in range(_TLS_ROUNDS):
+            for _ in range(_TLS_ROUNDS if self.transmission is not None else 1):
                 if self._reading():
                     self._receive()
         elif events & READ & self._events:  # it may have been paused since the loop was woken
@@ -105,11 +113,11 @@ class Client:
             raise ConnectionResetError("the connection broke")
 
     def _reading(self) -> bool:
-        return self._open and bool(self._events & READ)
+        return self.open and bool(self._events & READ)
 
     def guard(self, action: Callable[..., None], *arguments: object) -> None:
         """Do something for this client; if that fails, only this client is dropped."""
-        if not self._open:
+        if not self.open:
             return
         try:
             action(*arguments)
@@ -148,8 +156,7 @@ class Client:
 
     def failed(self, error: Exception) -> None:
         """Drop the client because of a bug."""
-        fields = {"event": "bug", "peer": self.peer}
-        logger.error("%s: internal error", self.peer, exc_info=error, extra=fields)
+        unexpected(error, self.peer)
         self.close("internal error")
 
     def update(self) -> None:
@@ -166,7 +173,7 @@ class Client:
             events = READ
             if isinstance(self.sock, ssl.SSLSocket) and not self._events & READ:
                 events |= WRITE  # comes at once: what TLS holds already has to be looked at
-        if events != self._events and self._open:
+        if events != self._events and self.open:
             self._events = events
             self._loop.change(self._fd, events)
 
@@ -174,7 +181,7 @@ class Client:
     def _waits(self) -> bool:
         """Whether nothing is to be read, for now or for good."""
         if self.transmission is None:
-            return self._stopping or self._handshake.opening is not None
+            return self._stopping or self._queued or self._handshake.waits is not None
         return self._stopping or self.transmission.full
 
     def took(self, requests: int) -> None:
@@ -196,9 +203,9 @@ class Client:
 
     def close(self, why: str) -> None:
         """Drop the connection; a second call does nothing."""
-        if not self._open:
+        if not self.open:
             return
-        self._open = False
+        self.open = False
         self._say_goodbye(why)
         self._shared.replies.clear()
         self._out.clear()
@@ -244,6 +251,7 @@ class Client:
                 return
             data = data[sent:]
         self._out.append(memoryview(bytes(data)))
+        self.queued += len(data)
         self.update()
 
     def _send_some(self, data: memoryview) -> int:
@@ -262,57 +270,89 @@ class Client:
         out = self._out
         while out:
             sent = self._send_some(out[0])
+            self.queued -= sent
+            self.taken += sent
             if sent < len(out[0]):
                 out[0] = out[0][sent:]
                 return
             out.popleft()
-        self.update()
-        if self.transmission is not None and self._open:
-            self.transmission.process()
+        self._proceed()
+
+    def _proceed(self) -> None:
+        """Go on when all that there was to send is sent."""
+        if self.transmission is not None:
+            self.update()
+            if self.open:
+                self.transmission.process()
         elif self._handshake.state is State.START_TLS:
             self._begin_tls()
         elif self._handshake.state is State.ABORTED:
             self.close("aborted")
+        elif self._handshake.pending or self._unread:
+            self._await_turn()
+        else:
+            self.update()
 
     # -- handshake ---------------------------------------------------------------------
 
+    def _await_turn(self) -> None:
+        """Have the handshake go on when it is this client's turn."""
+        if not self._queued:
+            self._queued = True
+            self._shared.turns.add(partial(self.guard, self._take_turn))
+        self.update()
+
+    def _take_turn(self) -> None:
+        self._queued = False
+        try:
+            self._turn()
+        except _NOT_NOW:
+            self.update()
+
+    @property
+    def _unread(self) -> bool:
+        """Whether TLS holds bytes that the kernel does not tell of."""
+        return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
+
     def _negotiate(self) -> None:
-        data = self.sock.recv(_CHUNK)
-        if not data:
-            raise ConnectionResetError("the client closed the connection")
-        self._feed(data)
-
-    def _feed(self, data: bytes) -> None:
-        answer = self._handshake.feed(data)
-        if self._handshake.opening is not None:
-            self._shared.exports.when_ready(self._handshake.opening, self._go_on)
-        for why in self._handshake.refusals:
+        """Deal with one message of the client, or go on with a long answer."""
+        handshake = self._handshake
+        answer = handshake.step()
+        if answer is None and handshake.waits is None:
+            data = self.sock.recv(_CHUNK)
+            if not data:
+                raise ConnectionResetError("the client closed the connection")
+            handshake.take(data)
+            answer = handshake.step()
+        for why in handshake.refusals:
             self._refuse(f"refused: {why}")
-        self._handshake.refusals.clear()
-        if self._handshake.state is State.DONE:
+        handshake.refusals.clear()
+        if handshake.waits is not None:
+            handshake.waits.when_ready(partial(self.guard, self._take_turn))
+            self.update()
+            return
+        if handshake.state is State.DONE:
             self._begin_transmission()
-        self.send(memoryview(answer))
+        if answer:
+            self.send(memoryview(answer))
         if not self._out:
-            self._drain()
-
-    def _go_on(self) -> None:
-        """Look at an option again that had to wait for a lock."""
-        self.guard(self._feed, b"")
+            self._proceed()
 
     def _begin_tls(self) -> None:
-        if self._handshake.rest():
-            raise ProtocolError("bytes before TLS was set up")
+        self._handshake.securing()
         assert self._tls is not None
         self.sock = self._tls.wrap_socket(
             self.sock, server_side=True, do_handshake_on_connect=False
         )
-        self._receive = self._shake_hands
+        self._turn = self._shake_hands
+        self.update()
 
     def _shake_hands(self) -> None:
         assert isinstance(self.sock, ssl.SSLSocket)
         self.sock.do_handshake()
         self._handshake.secured()
-        self._receive = self._negotiate
+        self._turn = self._negotiate
+        self._proceed()
 
     def _begin_transmission(self) -> None:
         agreed = self._handshake.agreed
@@ -322,6 +362,7 @@ class Client:
         )
         self.transmission = transmission
         self._receive = transmission.receive
+        self._told(self)
         access = "r" if agreed.export.vdi is None else "w"
         logger.info(
             "%s: opened by %s%s",

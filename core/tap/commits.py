@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Final
 
 from core.commit import PendingCommit
-from core.errors import ParallaxError
+from core.errors import ParallaxError, unexpected
 from core.session import Session
 from core.tap.counts import Durations
 from core.vdi import Vdi
@@ -83,6 +83,8 @@ class Commits:
                 pending.finish()
             except ParallaxError as failure:
                 error = failure
+            except Exception as failure:
+                error = unexpected(failure, "the end of a commit")
             self._answer(group, error, pending.left_out)
         while self._waiting and self._running is None and not self.held:
             self._group, self._waiting = self._waiting, []
@@ -100,7 +102,10 @@ class Commits:
         vdis = {vdi.id: vdi for vdi, _ in self._group}
         try:
             pending = self._session.begin_commit(vdis.values())
-        except ParallaxError as error:
+        except Exception as failure:
+            error = (
+                failure if isinstance(failure, ParallaxError) else unexpected(failure, "a commit")
+            )
             group, self._group = self._group, []
             self._answer(group, error)
             return
@@ -127,7 +132,10 @@ class Commits:
             self.failures += 1
             logger.error("commit failed: %s", error, extra={"event": "commit_failed"})
         for vdi, done in group:
-            done(error or left_out.get(vdi.id))
+            try:
+                done(error or left_out.get(vdi.id))
+            except Exception as failure:
+                unexpected(failure, f"VDI {vdi.id}: after its commit")
 
     def close(self) -> None:
         """End the thread, after the commit it is at."""

@@ -14,13 +14,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from core.errors import BadRequest, Fenced, InUse, NoSpace, ParallaxError
+from core.errors import BadRequest, Fenced, InUse, NoSpace, ParallaxError, unexpected
 from core.format import LIVE, VdiRecord
 from core.image import Image
 from core.locks import Grant
 from core.session import Session
 from core.snaplog import Snapshot
 from core.tap.commits import Commits
+from core.tap.listing import Listing, told_of
 from core.tap.opening import NotYet, Openings, Outcome
 from core.text import uuid_text
 from core.vdi import Vdi
@@ -32,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 MAX_DIRTY: Final = 16 << 10
 """Changed nodes of a VDI that are worth a commit of their own."""
-_MOST_SNAPSHOTS: Final = 1000
 
 
 class Description(NamedTuple):
@@ -113,8 +113,10 @@ class Exports:
         session: whose VDIs they are.
         commits: what makes them durable.
         openings: has locks of another process waited for.
+        listing: the names of all of them.
 
     Attributes:
+        listing: the same.
         open: those that are open.
         refuse: says why nothing can be opened now, for writing (True) or for reading; empty
             if it can.
@@ -122,8 +124,11 @@ class Exports:
         changed: called when a VDI was opened or is not open any more.
     """
 
-    def __init__(self, session: Session, commits: Commits, openings: Openings) -> None:
+    def __init__(
+        self, session: Session, commits: Commits, openings: Openings, listing: Listing
+    ) -> None:
         """Open nothing yet."""
+        self.listing = listing
         self._session = session
         self._commits = commits
         self._ids: dict[str, int] = {}
@@ -139,21 +144,18 @@ class Exports:
     def _find(self, reference: str) -> VdiRecord:
         """Return the live VDI a reference names; a known name costs one record to read."""
         registry = self._session.registry
-        known = self._ids.get(reference)
-        if known is not None:
-            record = registry.get(known)
-            if record is not None and record.state == LIVE and reference in _names(record):
-                return record
-        record = registry.find(reference)
-        if reference in _names(record):
-            self._remember()
-        return record
+        record = self._known(reference)
+        if record is None and not reference.isdigit():
+            records = registry.vdis()
+            self._ids = {name: record.id for record in records for name in _names(record)}
+            record = self._known(reference)
+        return record or registry.find(reference)
 
-    def _remember(self) -> list[VdiRecord]:
-        """Read all records once, for `_find`; return them."""
-        records = self._session.registry.vdis()
-        self._ids = {name: record.id for record in records for name in _names(record)}
-        return records
+    def _known(self, reference: str) -> VdiRecord | None:
+        """Return the live VDI of a name or UUID that was seen before, if it has it still."""
+        known = self._ids.get(reference)
+        record = None if known is None else self._session.registry.get(known)
+        return record if record and record.state == LIVE and reference in _names(record) else None
 
     def _resolve(self, name: str) -> tuple[VdiRecord, Snapshot | None]:
         """Return the VDI, and the snapshot of it, that an export name stands for."""
@@ -182,23 +184,7 @@ class Exports:
             return Description(_name_of(record, snapshot), text, snapshot.size, True)
         export = self.open.get((record.id, None))
         size = export.image.size if export else record.size
-        return Description(record.name, _told_of(record), size, False)
-
-    def names(self) -> list[tuple[str, str]]:
-        """Return (name, description) of each VDI, and of the newest labelled snapshots."""
-        records = self._remember()
-        names = {record.name: _told_of(record) for record in records}
-        room = len(names) + _MOST_SNAPSHOTS
-        for record in records:
-            if not record.snapshots:
-                continue
-            for snapshot in self._session.snapshots(record):
-                if len(names) >= room:
-                    return list(names.items())
-                if snapshot.label:
-                    text = f"snapshot {snapshot.id} of VDI {record.id}"
-                    names.setdefault(f"{record.name}@{snapshot.label}", text)
-        return list(names.items())
+        return Description(record.name, told_of(record), size, False)
 
     def acquire(self, name: str) -> Export:
         """Open an export, or share one that is open.
@@ -207,7 +193,7 @@ class Exports:
             NotFound, BadRequest: there is no such export.
             InUse, ReadOnly: the VDI cannot be opened for writing here.
             IoFailed: it cannot be read, or the lock master cannot be reached.
-            NotYet: its lock is on its way; see `when_ready`.
+            NotYet: its lock is on its way.
         """
         record, snapshot = self._resolve(name)
         self.admit(record, snapshot)
@@ -244,7 +230,7 @@ class Exports:
                 f"vdi/{record.id}", record.token, 0.0, partial(self._arrived, record.id)
             )
             self._awaited[record.id] = []
-        raise NotYet(record.id)
+        raise NotYet(partial(self._when_ready, record.id))
 
     def _refuse_now(self, record: VdiRecord, writing: bool) -> None:
         why = self.refuse(writing)
@@ -271,8 +257,7 @@ class Exports:
         self.changed()
         return export
 
-    def when_ready(self, vdi: int, told: Callable[[], None]) -> None:
-        """Call `told` when it makes sense to try again what ended with `NotYet`."""
+    def _when_ready(self, vdi: int, told: Callable[[], None]) -> None:
         self._awaited.setdefault(vdi, []).append(told)
 
     def _arrived(self, vdi: int, outcome: Outcome) -> None:
@@ -321,17 +306,20 @@ class Exports:
         if export.committing or not self.is_open(export) or (export.shut and export.vdi):
             return
         vdi = export.vdi
-        if vdi is not None and vdi.written and self._session.store.failed is None:
+        failed = self._session.store.failed or (vdi.failed if vdi else None)
+        if vdi is not None and vdi.written and failed is None:
             export.committing = True
             self._commits.add(vdi, partial(self._settled, export))
         elif not export.connections and export.held_until <= time.monotonic():
             if vdi is not None and vdi.written:
-                export.trouble = self._session.store.failed
+                export.trouble = failed
             try:
                 self._forget(export)
             except ParallaxError as error:
                 export.trouble = error
                 logger.error("export %s: %s", export.name, error)
+            except Exception as error:
+                export.trouble = unexpected(error, f"export {export.name}: giving it up")
 
     def _settled(self, export: Export, error: ParallaxError | None) -> None:
         """Go on after a commit that `settle` asked for."""
@@ -405,6 +393,8 @@ class Exports:
                 self._forget(export)
             except ParallaxError as error:
                 failure = failure or error
+            except Exception as error:
+                failure = failure or unexpected(error, f"export {export.name}: giving it up")
         if failure or self._session.store.failed:
             # one of the two is an error, as the line above says
             raise failure or self._session.store.failed  # type: ignore[misc]
@@ -430,11 +420,6 @@ def _going(name: str) -> InUse:
 def _names(record: VdiRecord) -> tuple[str, str]:
     """Return what most clients call a VDI; its id needs no looking up."""
     return record.name, uuid_text(record.uuid)
-
-
-def _told_of(record: VdiRecord) -> str:
-    """Return what the list of exports says of a VDI; the block script of Xen reads it."""
-    return f"VDI {record.id}, UUID {uuid_text(record.uuid)}, snapshots: {record.snapshots}"
 
 
 def _name_of(record: VdiRecord, snapshot: Snapshot | None) -> str:

@@ -21,7 +21,7 @@ import logging
 import time
 from typing import Final
 
-from core.errors import Fenced, ParallaxError
+from core.errors import Bug, Fenced, ParallaxError
 from core.locks import Locks
 from core.session import Session
 from core.tap.commits import Commits
@@ -95,12 +95,14 @@ class Gate:
 
     def _watch(self) -> None:
         """Look at all locks, also those that a request would not meet."""
-        self.look()
-        if not self.shut:
-            for export in self._exports.writable():
-                self._look_at(export)
-        wait = _CLOSE_WATCH if self.shut else _WATCH_EVERY
-        self._timers.at(time.monotonic() + wait, self._watch)
+        try:
+            self.look()
+            if not self.shut:
+                for export in self._exports.writable():
+                    self._look_at(export)
+        finally:
+            wait = _CLOSE_WATCH if self.shut else _WATCH_EVERY
+            self._timers.at(time.monotonic() + wait, self._watch)
 
     def refusal(self, writing: bool) -> str:
         """Return why no VDI, or no snapshot, can be opened now; empty if it can."""
@@ -134,6 +136,8 @@ class Gate:
         assert export.vdi is not None
         try:
             export.vdi.check()
+        except Bug:
+            return  # its clients are told so with each request
         except Fenced as error:
             self.look()  # the whole session is another matter than one VDI
             if not self.shut:

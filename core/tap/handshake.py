@@ -1,10 +1,12 @@
 """The handshake: fixed newstyle negotiation until a client has chosen an export.
 
-A state machine that is fed with bytes and says what to send back; it owns no socket.
+A state machine that is fed with bytes and says what to send back; it owns no socket. Each step
+deals with one message, or goes on with a long answer, so that others can have their turn.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -59,7 +61,6 @@ from core.tap.protocol import (
     REP_ERR_UNSUP,
     REP_INFO,
     REP_META_CONTEXT,
-    REP_SERVER,
     SEND_CACHE,
     SEND_DF,
     SEND_FAST_ZERO,
@@ -85,6 +86,7 @@ class State(Enum):
 
     NEGOTIATING = auto()
     START_TLS = auto()
+    SECURING = auto()
     DONE = auto()
     ABORTED = auto()
 
@@ -110,7 +112,7 @@ class Handshake:
         state: how far it is.
         agreed: its result.
         refusals: why an export that was asked for was not given, for the log.
-        opening: the VDI whose lock is on its way, or None; `feed` goes on when it came.
+        waits: what the next step waits for, None if nothing.
     """
 
     def __init__(self, exports: Exports, tls: bool = False, tls_required: bool = False) -> None:
@@ -130,44 +132,70 @@ class Handshake:
         }
         self._flags: int | None = None
         self._buffer = bytearray()
+        self._pieces: deque[bytes] = deque()
+        self._asked = 0
         self._skip = 0
         self._context_of: str | None = None
         self.state = State.NEGOTIATING
         self.agreed = Agreed()
         self.refusals: list[str] = []
-        self.opening: int | None = None
+        self.waits: NotYet | None = None
 
     @staticmethod
     def greeting() -> bytes:
         """Return what the server says first."""
         return GREETING.pack(INIT_MAGIC, OPTION_MAGIC, FIXED_NEWSTYLE | NO_ZEROES)
 
-    def feed(self, data: bytes | memoryview) -> bytes:
-        """Take bytes from the client and return the answer to them.
+    def take(self, data: bytes | memoryview) -> None:
+        """Take bytes from the client."""
+        self._buffer += data
+        self._asked = self._exports.listing.begun
+
+    @property
+    def pending(self) -> bool:
+        """Whether another step may have something to do without more bytes."""
+        return self.state is State.NEGOTIATING and bool(self._buffer or self._pieces)
+
+    def step(self) -> bytes | None:
+        """Deal with one message, or go on with a long answer; return what to send now.
+
+        None is returned when the message is not complete, or when it `waits`.
 
         Raises:
             ProtocolError: the client does not speak this protocol.
         """
-        self._buffer += data
-        self.opening = None
+        self.waits = None
+        if self._pieces:
+            return self._pieces.popleft()
+        if self.state is not State.NEGOTIATING:
+            return None
+        if self._skip:
+            skipped = min(self._skip, len(self._buffer))
+            del self._buffer[:skipped]
+            self._skip -= skipped
         out = bytearray()
-        while self.state is State.NEGOTIATING:
-            if self._skip:
-                skipped = min(self._skip, len(self._buffer))
-                del self._buffer[:skipped]
-                self._skip -= skipped
-            try:
-                if not self._step(out):
-                    break
-            except NotYet as wait:  # the option is still in the buffer
-                self.opening = wait.vdi
-                break
+        try:
+            if not self._message(out):
+                return None
+        except NotYet as wait:  # the option is still in the buffer
+            self.waits = wait
+            return None
         return bytes(out)
 
     def rest(self) -> bytes:
         """Return the bytes behind the option that ended the negotiation."""
         rest, self._buffer = bytes(self._buffer), bytearray()
         return rest
+
+    def securing(self) -> None:
+        """Note that TLS is being set up.
+
+        Raises:
+            ProtocolError: the client did not wait for that.
+        """
+        if self._buffer:
+            raise ProtocolError("bytes before TLS was set up")
+        self.state = State.SECURING
 
     def secured(self) -> None:
         """Go on after TLS was set up; what was agreed on before does not count."""
@@ -176,7 +204,7 @@ class Handshake:
         self.agreed = Agreed()
         self.state = State.NEGOTIATING
 
-    def _step(self, out: bytearray) -> bool:
+    def _message(self, out: bytearray) -> bool:
         """Take one message from the buffer; False when it is not complete yet."""
         if self._skip:
             return False
@@ -265,10 +293,8 @@ class Handshake:
         if data:
             yield REP_ERR_INVALID, b"LIST takes no data"
             return
-        for name, text in self._exports.names():
-            encoded = name.encode()
-            yield REP_SERVER, U32.pack(len(encoded)) + encoded + text.encode()
-        yield REP_ACK, b""
+        self._pieces.extend(self._exports.listing.replies(self._asked))
+        self._pieces.append(_reply(OPT_LIST, REP_ACK, b""))
 
     def _info(self, data: bytes) -> Iterator[tuple[int, bytes]]:
         name, wanted = _parse_info(data)

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from core.errors import unexpected
+from core.tap.crowd import Crowd
 from core.tap.jobs import Jobs, Steps
 from core.tap.loop import GONE, READ, WRITE, Loop
 
@@ -42,6 +44,9 @@ class Pages:
         jobs: where the page is put together.
         page: the page.
         kind: its content type.
+
+    Attributes:
+        visitors: those who are there.
     """
 
     def __init__(self, loop: Loop, jobs: Jobs, page: Page, kind: str) -> None:
@@ -50,30 +55,18 @@ class Pages:
         self._jobs = jobs
         self._page = page
         self._kind = kind
-        self._visitors: dict[_Visitor, None] = {}
+        self.visitors = Crowd(MOST_VISITORS, PATIENCE)
         self._waiting: list[_Visitor] = []
         self._text = b""
         self._made = float("-inf")
 
     def greet(self, sock: socket.socket) -> None:
         """Take a new connection."""
-        while len(self._visitors) >= MOST_VISITORS:
-            next(iter(self._visitors)).close()
-        self._visitors[_Visitor(self._loop, sock, self)] = None
-
-    def expire(self, now: float) -> None:
-        """Drop those that take too long; `now` is on the monotonic clock."""
-        for visitor in [v for v in self._visitors if now - v.since > PATIENCE]:
-            visitor.close()
-
-    def close(self) -> None:
-        """Drop everybody."""
-        for visitor in list(self._visitors):
-            visitor.close()
+        self.visitors.add(_Visitor(self._loop, sock, self))
 
     def gone(self, visitor: _Visitor) -> None:
         """Forget a visitor."""
-        self._visitors.pop(visitor, None)
+        self.visitors.discard(visitor)
         if visitor in self._waiting:
             self._waiting.remove(visitor)
 
@@ -125,7 +118,7 @@ class _Visitor:
         sock.setblocking(False)
         loop.watch(sock.fileno(), self._on_event, READ)
 
-    def close(self) -> None:
+    def close(self, _why: str = "") -> None:
         """Hang up; a second call does nothing."""
         if self._open:
             self._open = False
@@ -152,6 +145,9 @@ class _Visitor:
         except BlockingIOError:
             pass
         except OSError:
+            self.close()
+        except Exception as error:
+            unexpected(error, "a question for metrics")
             self.close()
 
     def _receive(self) -> None:

@@ -17,7 +17,7 @@ from threading import Thread
 from typing import Final
 
 from core.device import BlockDevice, Release
-from core.errors import ParallaxError, WouldBlock
+from core.errors import ParallaxError, WouldBlock, unexpected
 
 Steps = Generator[WouldBlock | None, None, None]
 
@@ -97,6 +97,10 @@ class Jobs:
             try:
                 needs = next(job.steps)
             except StopIteration:
+                job.release()
+                continue
+            except Exception as error:
+                unexpected(error, "a job")
                 job.release()
                 continue
             if needs is None:

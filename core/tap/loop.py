@@ -6,8 +6,11 @@ import os
 import select
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from threading import RLock
 from typing import Final
+
+from core.errors import unexpected
 
 READ: Final = select.EPOLLIN
 WRITE: Final = select.EPOLLOUT
@@ -67,7 +70,12 @@ class Loop:
         for fd, events in ready:
             handler = handlers.get(fd)
             if handler is not None:
-                handler(events)
+                try:
+                    handler(events)
+                except Exception as error:
+                    unexpected(error, "an event")
+                    if fd in handlers:  # it would come again at once, and for ever
+                        self.unwatch(fd)
 
     def _wait(self, timeout: float) -> list[tuple[int, int]]:
         """Return what happened. Look a few times before sleeping, where that paid last time.
@@ -97,7 +105,8 @@ class Loop:
                 os.eventfd_write(self._wake, 1)
 
     def _woken(self, _events: int) -> None:
-        os.eventfd_read(self._wake)
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
 
     def close(self) -> None:
         """Close what the loop itself has open."""

@@ -26,16 +26,16 @@ Told = Callable[[Outcome], None]
 
 
 class NotYet(Exception):
-    """A VDI's lock was asked for; try again when the answer is there.
+    """The answer is on its way: a VDI's lock was asked for, or a list is being read.
 
     Args:
-        vdi: the id of the VDI.
+        when_ready: has a function called when it makes sense to try again.
     """
 
-    def __init__(self, vdi: int) -> None:
+    def __init__(self, when_ready: Callable[[Callable[[], None]], None]) -> None:
         """Remember what to wait for."""
-        super().__init__(vdi)
-        self.vdi = vdi
+        super().__init__()
+        self.when_ready = when_ready
 
 
 class Openings:

@@ -98,6 +98,17 @@ FLAG_DF: Final = 4
 FLAG_REQ_ONE: Final = 8
 FLAG_FAST_ZERO: Final = 16
 
+COMMAND_FLAGS: Final = {
+    CMD_READ: FLAG_FUA | FLAG_DF,
+    CMD_WRITE: FLAG_FUA,
+    CMD_FLUSH: FLAG_FUA,
+    CMD_TRIM: FLAG_FUA,
+    CMD_CACHE: FLAG_FUA,
+    CMD_WRITE_ZEROES: FLAG_FUA | FLAG_NO_HOLE | FLAG_FAST_ZERO,
+    CMD_BLOCK_STATUS: FLAG_FUA | FLAG_REQ_ONE,
+}
+"""The flags that each command may have; the protocol allows FUA everywhere."""
+
 CHUNK_DONE: Final = 1
 CHUNK_NONE: Final = 0
 CHUNK_OFFSET_DATA: Final = 1

@@ -15,7 +15,6 @@ from core.tap.jobs import Steps
 from core.tap.protocol import (
     EINVAL,
     FLAG_DF,
-    FLAG_FUA,
     FLAG_REQ_ONE,
     MAX_BLOCK,
     SIMPLE,
@@ -31,7 +30,8 @@ QUICK: Final = 64 << 10
 """Reads below this length are answered without looking for holes."""
 _ROUNDS: Final = 8
 """How often a read looks again before it simply waits."""
-_MAX_STATUS: Final = 256 << 20
+_MAX_LEAVES: Final = 128
+"""Leaves of the tree, of 2 MiB each, that a BLOCK_STATUS looks at; holes cost nothing."""
 _MAX_EXTENTS: Final = 2048
 
 
@@ -62,12 +62,14 @@ class Reads:
         else:
             self._replies.simple(cookie, error)
 
+    def is_long(self, offset: int, length: int) -> bool:
+        """Say whether a READ makes sense and needs so much memory that it has to be asked for."""
+        return ARENA < length <= MAX_BLOCK and offset + length <= self._image.size
+
     def read(self, cookie: int, offset: int, length: int, flags: int) -> None:
         """READ, when it is long, has flags or is wrong."""
         self._connection.counts.reads += 1
-        known = FLAG_FUA | FLAG_DF if self._structured else FLAG_FUA
-        beyond = offset + length > self._image.size
-        if beyond or not length or length > MAX_BLOCK or flags & ~known:
+        if not 0 < length <= MAX_BLOCK or offset + length > self._image.size:
             self.fail(cookie, EINVAL, f"cannot read {length} bytes at {offset}")
             return
         self._connection.counts.bytes_read += length
@@ -110,6 +112,8 @@ class Reads:
         except ParallaxError as error:
             replies.used = used
             self.fail(cookie, self._connection.errno_of(error), error.message)
+        if length > ARENA:
+            self._connection.replied(length)
         return None
 
     def _read_chunks(self, cookie: int, offset: int, length: int, wait: bool) -> None:
@@ -133,18 +137,19 @@ class Reads:
     def cache(self, cookie: int, offset: int, length: int, _flags: int) -> None:
         """CACHE: bring a range into memory."""
         self._connection.counts.caches += 1
-        if offset + length > self._image.size:
+        if not length or offset + length > self._image.size:
             self._replies.simple(cookie, EINVAL)
         else:
             self._connection.later(self._caching(cookie, offset, length))
 
     def _caching(self, cookie: int, offset: int, length: int) -> Steps:
-        """Read a range for the sake of it, some at a time."""
+        """Read a range for the sake of it, some at a time, to where no reply is yet."""
         end = offset + length
-        scratch = memoryview(bytearray(min(length, ARENA)))
         misses = 0
         while offset < end:
-            part = scratch[: min(ARENA, end - offset)]
+            size = min(ARENA, end - offset)
+            self._replies.room(size)
+            part = self._replies.view[self._replies.used : self._replies.used + size]
             try:
                 self._image.read_into(offset, part, misses == _ROUNDS)
             except WouldBlock as miss:
@@ -186,14 +191,16 @@ class Reads:
         found: list[int] = []
         most = 2 if flags & FLAG_REQ_ONE else 2 * _MAX_EXTENTS
         try:
-            for _, part, data in self._image.extents(offset, min(length, _MAX_STATUS), wait):
+            for _, part, data in self._image.extents(offset, length, wait, _MAX_LEAVES):
                 found += (part, STATE_DATA if data else STATE_HOLE)
                 if len(found) >= most:
                     break
         except WouldBlock as miss:
-            return miss
+            if not found:
+                return miss
         except ParallaxError as error:
-            self.fail(cookie, self._connection.errno_of(error), error.message)
-        else:
-            self._replies.block_status(cookie, CONTEXT_ID, found)
+            if not found:
+                self.fail(cookie, self._connection.errno_of(error), error.message)
+                return None
+        self._replies.block_status(cookie, CONTEXT_ID, found)
         return None

@@ -105,6 +105,9 @@ class Schedules:
         except ParallaxError as error:
             self._failed(plan, error)
             return
+        except Exception as error:
+            self._failed(plan, vdi.fail(error, "a scheduled snapshot"))
+            return
         plan.waiting += 1
         if not plan.committing:
             self._commit(plan)

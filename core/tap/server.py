@@ -10,21 +10,17 @@ disk on its behalf: one for commits, a few for reads that miss the page cache.
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import socket
 import ssl
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
-from types import FrameType
 from typing import Any, Final
 
+from core.ending import on_ending_signals
 from core.errors import BadRequest, ParallaxError
 from core.listen import (
     listen_tcp,
-    listen_unix,
     raise_descriptor_limit,
     refuse_public_sockets,
     tls_context,
@@ -33,37 +29,49 @@ from core.listen import (
 from core.notify import inherited_sockets, notify
 from core.session import Session
 from core.tap.aside import Aside
+from core.tap.budget import Budget
 from core.tap.calls import Desk
 from core.tap.client import Client
 from core.tap.collecting import Chore, Collecting
 from core.tap.commits import Commits
 from core.tap.counts import Totals
+from core.tap.crowd import Crowd
 from core.tap.disconnecting import Disconnecting
+from core.tap.doors import Doors
 from core.tap.exports import Exports
 from core.tap.gate import Gate
 from core.tap.handover import HandOver
 from core.tap.http import PATH, Pages
 from core.tap.jobs import Jobs
-from core.tap.loop import READ, Loop
+from core.tap.listing import Listing
+from core.tap.loop import Loop
 from core.tap.opening import Openings
 from core.tap.replies import Replies
 from core.tap.room import Room
 from core.tap.schedules import Schedules
 from core.tap.shared import Shared
-from core.tap.status import StatusReply, check_path, document, status_path
+from core.tap.status import (
+    MOST_ASKING,
+    PATIENCE,
+    StatusReply,
+    check_path,
+    document,
+    status_path,
+)
 from core.tap.sweeping import Sweeping
 from core.tap.timers import Timers
+from core.tap.turns import Turns
 
 logger = logging.getLogger(__name__)
-
-Welcome = Callable[[socket.socket], None]
-"""Takes a connection that was just accepted."""
 
 COMMIT_INTERVAL: Final = 5.0
 """Seconds after which what was written is committed without being asked."""
 _GRACE: Final = 5.0
 """Seconds that clients have to take their last replies when the server stops."""
-_HANDSHAKE_LIMIT: Final = 60.0
+MOST_STRANGERS: Final = 256
+"""Clients that have yet to choose an export; one more, and the oldest has to go."""
+HANDSHAKE: Final = 30.0
+"""Seconds that each of them has for that."""
 
 
 class Tap:
@@ -104,30 +112,31 @@ class Tap:
         self._session = session
         self._interval = commit_interval
         self._tls: ssl.SSLContext | None = tls_context(tls) if tls else None
-        listeners = list(inherited or ())
-        self._doors: list[tuple[socket.socket, Welcome]] = []
-        self._unlink: list[tuple[str, int]] = []
+        self._strangers = Crowd(MOST_STRANGERS, HANDSHAKE)
+        self._asking = Crowd(MOST_ASKING, PATIENCE)
         self._clients: set[Client] = set()
         self._since = time.time()
         self._stopping = False
-        self._paused = False
+        listeners = list(inherited or ())
         if self._tls is None:
             refuse_public_sockets(listeners)
         if unix is None and tcp is None and not listeners:
             raise BadRequest("the tap has nowhere to listen", "use --unix or --tcp")
         told: list[socket.socket] = []
+        crowds = [self._strangers, self._asking]
+        self._doors = doors = Doors(crowds)
         try:
-            self._doors = [(sock, self._welcome) for sock in listeners]
+            doors.open(listeners, self._welcome)
             if tcp is not None:
-                listeners += self._open(listen_tcp(*tcp, self._tls is not None), self._welcome)
+                listeners += doors.open(listen_tcp(*tcp, self._tls is not None), self._welcome)
             if unix is not None:
                 check_path(unix)
-                listeners += self._open([self._listen_unix(unix)], self._welcome)
-                self._open([self._listen_unix(status_path(unix))], self._tell_status)
+                listeners += doors.open_unix(unix, self._welcome)
+                doors.open_unix(status_path(unix), self._tell_status)
             if metrics is not None:
-                told = self._open(listen_tcp(*metrics, public=True), self._tell_metrics)
+                told = doors.open(listen_tcp(*metrics, public=True), self._tell_metrics)
         except BaseException:
-            self._close_doors()
+            doors.close()
             raise
         self.addresses = [sock.getsockname() for sock in listeners]
         self.metrics_addresses = [sock.getsockname() for sock in told]
@@ -138,7 +147,8 @@ class Tap:
         commits = Commits(session, self._loop.wake)
         jobs = Jobs(session.store.device, self._loop.wake)
         self._openings = Openings(locks, self._timers)
-        exports = Exports(session, commits, self._openings)
+        self._turns = Turns()
+        exports = Exports(session, commits, self._openings, Listing(session, self._turns))
         self._aside = Aside(self._loop.wake)
         self._room = Room(session, exports, self._aside, self._timers)
         self._gate = Gate(session, locks, exports, commits, jobs, self._room, self._timers)
@@ -157,8 +167,13 @@ class Tap:
             self._gate,
             self._room,
             self._collecting,
+            self._turns,
+            Budget(self._timers),
         )
         self._pages = _pages(self._loop, self._shared) if metrics else None
+        if self._pages is not None:
+            crowds.append(self._pages.visitors)
+        doors.inside = lambda: len(self._clients) + sum(map(len, crowds)) - len(self._strangers)
 
     def _connect_parts(
         self, exports: Exports, handover: HandOver, disconnecting: Disconnecting
@@ -182,16 +197,6 @@ class Tap:
         if self._session.locks.shared:
             self._room.look()
 
-    def _open(self, sockets: list[socket.socket], welcome: Welcome) -> list[socket.socket]:
-        """Have connections to these sockets welcomed."""
-        self._doors += [(sock, welcome) for sock in sockets]
-        return sockets
-
-    def _listen_unix(self, path: str) -> socket.socket:
-        sock = listen_unix(path)
-        self._unlink.append((path, os.stat(path).st_ino))
-        return sock
-
     # -- running -----------------------------------------------------------------------
 
     def run(self) -> None:
@@ -200,7 +205,7 @@ class Tap:
         Raises:
             NoSpace, IoFailed, Fenced: the last commit failed.
         """
-        self._watch_doors()
+        self._doors.watch(self._loop, self._timers)
         self._say_where()
         shared, timers = self._shared, self._timers
         locks = shared.session.locks
@@ -230,9 +235,10 @@ class Tap:
                 client.close("the server stopped")
             shared.jobs.close()
             shared.commits.close()
-            self._close_doors()
+            self._doors.close()
+            self._asking.close()
             if self._pages is not None:
-                self._pages.close()
+                self._pages.visitors.close()
             self._collecting.wait()
             try:
                 shared.exports.close()
@@ -248,7 +254,12 @@ class Tap:
     def _turn(self, timeout: float) -> None:
         """Wait for something to do, and do it."""
         shared = self._shared
+        turns = self._turns
+        if turns.pieces:
+            timeout = min(timeout, turns.due() - time.monotonic())
         self._loop.turn(0 if shared.jobs.ready else max(timeout, 0.0))
+        if turns.pieces:
+            turns.run()
         if self._aside.rung:
             self._aside.poll()
         shared.jobs.run()
@@ -267,15 +278,9 @@ class Tap:
         for client in list(self._clients):
             transmission = client.transmission
             if transmission is not None:
-                transmission.shrink()
+                transmission.tidy()
                 transmission.recent.sample(clock, transmission.counts)
-            elif now - client.since > _HANDSHAKE_LIMIT:
-                client.close("no export was chosen in time")
         self._shared.totals.prune({e.name for e in self._shared.exports.open.values()})
-        if self._pages is not None:
-            self._pages.expire(now)
-        if self._paused:
-            self._watch_doors()
 
     def _end_old_collection(self) -> None:
         """Forget a collection of another session that did not come to its end."""
@@ -296,7 +301,7 @@ class Tap:
     def _finish(self) -> None:
         """Answer what was asked before the end, as long as clients take the replies."""
         logger.info("stopping", extra={"event": "stopping", "connections": len(self._clients)})
-        self._close_doors()
+        self._doors.close()
         for client in list(self._clients):
             client.stop()
         until = time.monotonic() + _GRACE
@@ -307,23 +312,6 @@ class Tap:
 
     # -- accepting ---------------------------------------------------------------------
 
-    def _watch_doors(self) -> None:
-        self._paused = False
-        for sock, welcome in self._doors:
-            self._loop.watch(sock.fileno(), partial(self._accept, sock, welcome), READ)
-
-    def _accept(self, listener: socket.socket, welcome: Welcome, _events: int) -> None:
-        try:
-            sock, _ = listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return
-        except OSError as error:
-            # Out of descriptors: ask again at the next tick rather than all the time.
-            logger.error("cannot accept a connection: %s", error, extra={"event": "accept_failed"})
-            self._unwatch_doors()
-            return
-        welcome(sock)
-
     def _welcome(self, sock: socket.socket) -> None:
         """Take a client."""
         try:
@@ -333,11 +321,22 @@ class Tap:
             return
         self._shared.totals.connections += 1
         required = self._tls is not None and sock.family != socket.AF_UNIX
-        client = Client(self._loop, self._shared, sock, self._tls, required, self._forget)
-        self._clients.add(client)
+        client = Client(self._loop, self._shared, sock, self._tls, required, self._known)
+        if client.open:  # it may have gone while it was greeted
+            self._clients.add(client)
+            self._strangers.add(client)
+
+    def _known(self, client: Client) -> None:
+        """Note that a client has chosen an export, or that it is gone."""
+        self._strangers.discard(client)
+        if client.open:
+            return
+        self._clients.discard(client)
+        if client.transmission is not None:
+            self._shared.totals.retire(client.transmission.name, client.transmission.counts)
 
     def _tell_status(self, sock: socket.socket) -> None:
-        StatusReply(self._loop, sock, self.status())
+        StatusReply(self._loop, sock, self.status(), self._asking)
 
     def _tell_metrics(self, sock: socket.socket) -> None:
         assert self._pages is not None
@@ -359,30 +358,6 @@ class Tap:
             "up": not self._gate.shut,
             "lease_left": left if locks.leased else None,
         }
-
-    def _forget(self, client: Client) -> None:
-        self._clients.discard(client)
-        if client.transmission is not None:
-            self._shared.totals.retire(client.transmission.name, client.transmission.counts)
-
-    def _unwatch_doors(self) -> None:
-        if not self._paused:
-            self._paused = True
-            for sock, _ in self._doors:
-                self._loop.unwatch(sock.fileno())
-
-    def _close_doors(self) -> None:
-        """Stop listening and remove the socket files, unless somebody replaced them."""
-        for sock, _ in self._doors:
-            with suppress(KeyError, AttributeError):
-                self._loop.unwatch(sock.fileno())
-            sock.close()
-        self._doors.clear()
-        for path, inode in self._unlink:
-            with suppress(FileNotFoundError):
-                if os.stat(path).st_ino == inode:
-                    os.unlink(path)
-        self._unlink.clear()
 
     def _say_where(self) -> None:
         """Log where clients can connect."""
@@ -423,7 +398,7 @@ def serve(
     lock_master: str = "",
     ready: Callable[[], None] | None = None,
 ) -> None:
-    """Serve the VDIs of a session over NBD until SIGTERM or SIGINT; see `Tap`.
+    """Serve the VDIs of a session over NBD until a signal ends it (`core.ending`); see `Tap`.
 
     Sockets handed over by systemd are served as well. Call it from the main thread.
 
@@ -455,16 +430,12 @@ def serve(
     )
     raise_descriptor_limit()
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
+    def stop() -> None:
         notify("STOPPING=1")
         tap.stop()
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with on_ending_signals(stop):
         notify("READY=1")
         if ready is not None:
             ready()
         tap.run()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

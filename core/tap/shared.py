@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from core.session import Session
+from core.tap.budget import Budget
 from core.tap.collecting import Collecting
 from core.tap.commits import Commits
 from core.tap.counts import Totals
@@ -13,6 +14,7 @@ from core.tap.gate import Gate
 from core.tap.jobs import Jobs
 from core.tap.replies import Replies
 from core.tap.room import Room
+from core.tap.turns import Turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +30,5 @@ class Shared:
     gate: Gate
     room: Room
     collecting: Collecting
+    turns: Turns
+    budget: Budget

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from core.device import io_error
 from core.errors import IoFailed, NotFound
 from core.listen import MOST_SOCKET_PATH, check_socket_path
+from core.tap.crowd import Crowd
 from core.tap.loop import GONE, WRITE, Loop
 
 if TYPE_CHECKING:  # who only asks pays for no engine
@@ -24,6 +25,10 @@ if TYPE_CHECKING:  # who only asks pays for no engine
     from core.tap.exports import Export
 
 SCHEMA: Final = 1
+MOST_ASKING: Final = 16
+"""Connections at a time; one more, and the oldest has to go."""
+PATIENCE: Final = 10.0
+"""Seconds that each has to take its document."""
 _TIMEOUT: Final = 10.0
 
 
@@ -88,15 +93,25 @@ def _schedule(export: Export) -> dict[str, int] | None:
 
 
 class StatusReply:
-    """One connection to the status socket, until its document is sent."""
+    """One connection to the status socket, until its document is sent.
 
-    def __init__(self, loop: Loop, sock: socket.socket, told: dict[str, Any]) -> None:
+    Args:
+        loop: tells when the socket is ready.
+        sock: the socket.
+        told: the document.
+        crowd: those who have not taken theirs yet.
+    """
+
+    def __init__(self, loop: Loop, sock: socket.socket, told: dict[str, Any], crowd: Crowd) -> None:
         """Begin to send."""
+        self.since = time.monotonic()
         self._loop = loop
         self._sock = sock
+        self._crowd = crowd
         self._rest = memoryview(json.dumps(told).encode())
         sock.setblocking(False)
         loop.watch(sock.fileno(), self._on_event, WRITE)
+        crowd.add(self)
 
     def _on_event(self, events: int) -> None:
         try:
@@ -107,8 +122,14 @@ class StatusReply:
         except OSError:
             self._rest = self._rest[:0]
         if not self._rest or events & GONE:
+            self.close()
+
+    def close(self, _why: str = "") -> None:
+        """Hang up; a second call does nothing."""
+        if self._sock.fileno() >= 0:
             self._loop.unwatch(self._sock.fileno())
             self._sock.close()
+            self._crowd.discard(self)
 
 
 def query_status(unix: str, timeout: float = _TIMEOUT) -> dict[str, Any]:

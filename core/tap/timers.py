@@ -7,6 +7,8 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from itertools import count
 
+from core.errors import unexpected
+
 Action = Callable[[], None]
 
 
@@ -32,4 +34,7 @@ class Timers:
         while self._heap and self._heap[0][0] <= now:
             todo.append(heappop(self._heap)[2])
         for action in todo:
-            action()
+            try:
+                action()
+            except Exception as error:
+                unexpected(error, "a timer")

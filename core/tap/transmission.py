@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -29,9 +30,11 @@ from core.tap.protocol import (
     CMD_TRIM,
     CMD_WRITE,
     CMD_WRITE_ZEROES,
+    COMMAND_FLAGS,
     DATA_CHUNK,
     EINVAL,
     EIO,
+    FLAG_DF,
     LAST_DATA_WORD,
     MAX_BLOCK,
     REQUEST,
@@ -54,6 +57,10 @@ _BUFFER: Final = 128 << 10
 _BASE: Final = 4
 """Where the buffer's first request begins, so that the data behind its head is aligned."""
 _MAX_WAITING: Final = 256
+_MAX_QUEUED: Final = 4 << 20
+"""Bytes of replies that a client has not taken, beyond which no more are made for it."""
+_MAX_EFFORT: Final = 16
+"""Requests that may take a while, or MiB of long READs, before others have a turn."""
 
 
 class Transmission:
@@ -96,6 +103,13 @@ class Transmission:
         self.closed = False
         self.waiting = 0
         self._leaving = False
+        self._short = False
+        self._parked: deque[Steps] = deque()
+        self._held = 0
+        self._replied = 0
+        self._flags = COMMAND_FLAGS
+        if not agreed.structured:
+            self._flags = COMMAND_FLAGS | {CMD_READ: COMMAND_FLAGS[CMD_READ] & ~FLAG_DF}
         self.counts = Counts()
         self.name = export.name
         self.peer = client.peer
@@ -115,8 +129,9 @@ class Transmission:
 
     @property
     def full(self) -> bool:
-        """Whether nothing more should be read: too much is unanswered, or there is a pause."""
-        return self._leaving or self.waiting >= _MAX_WAITING or self.export.paused
+        """Whether nothing more is to be read: too much is unanswered, or there is a pause."""
+        stopped = self._leaving or self._short or self.export.paused
+        return stopped or self.waiting >= _MAX_WAITING
 
     @property
     def done(self) -> bool:
@@ -150,6 +165,8 @@ class Transmission:
     def close(self) -> None:
         """Forget everything; the client is gone."""
         self.closed = True
+        self._parked.clear()
+        self._shared.budget.forget(self)
         self._shared.exports.leave(self.export, self)
 
     # -- receiving ---------------------------------------------------------------------
@@ -175,6 +192,9 @@ class Transmission:
             Fenced: the VDI may be somebody else's.
         """
         client, shared = self._client, self._shared
+        self._short = False
+        if self._parked:
+            self._unpark()
         if self.export.paused:
             client.update()
             return
@@ -189,6 +209,8 @@ class Transmission:
         writes: list[tuple[int, memoryview]] = []
         cookies: list[int] = []
         need = REQUEST.size
+        effort = 0
+        breathe = False
         broken = ""
         while end - at >= need:
             word, cookie, offset, length = unpack(buffer, at)
@@ -242,19 +264,32 @@ class Transmission:
                     need = 28 + length
                     break
                 requests += 1
+                effort += length >> 20
                 if writable and not flags and offset + length <= size and length:
                     writes.append((offset, view[at + 28 : at + 28 + length]))
                     cookies.append(cookie)
                     at += 28 + length
                     continue
             else:
+                if effort >= _MAX_EFFORT:
+                    self._short = breathe = True
+                    break
+                if kind == CMD_READ and self._reads.is_long(offset, length):
+                    if not self._take(length):
+                        break
+                    effort += length >> 20
                 requests += 1
+                effort += 1
             replies.used = out
             if writes:
                 self._writes.write_many(writes, cookies)
             need = REQUEST.size
+            wrong = flags & ~self._flags.get(kind, 0)
             if kind == CMD_WRITE:
-                self._writes.write(cookie, offset, view[at + 28 : at + 28 + length], flags)
+                if wrong:
+                    replies.simple(cookie, EINVAL)
+                else:
+                    self._writes.write(cookie, offset, view[at + 28 : at + 28 + length], flags)
                 at += 28 + length
             elif kind == CMD_DISC:
                 self._leaving = True
@@ -264,6 +299,8 @@ class Transmission:
                 handler = self._handlers.get(kind)
                 if handler is None:
                     replies.simple(cookie, EINVAL)
+                elif wrong:
+                    self._refuse(kind, cookie, flags)
                 else:
                     handler(cookie, offset, length, flags)
             if replies.used >= ARENA:
@@ -279,6 +316,10 @@ class Transmission:
             raise ProtocolError(broken)
         self._start = at
         self._make_room(need)
+        if breathe:
+            shared.jobs.add(_once(client.resume), None, writable)
+        elif self._short:
+            self.shrink()
         counts = self.counts
         counts.requests += requests
         client.took(requests)
@@ -296,6 +337,8 @@ class Transmission:
             self._room = self._view[_BASE:]
             return
         if _BASE + need > len(self._buffer):
+            if need > ARENA and not self._hold(need):
+                return
             grown = bytearray(_BASE + need)
             grown[_BASE : _BASE + rest] = self._view[start:end]
             self._buffer, self._view = grown, memoryview(grown)
@@ -308,13 +351,59 @@ class Transmission:
         stop = self._start + need if need > QUICK else len(self._buffer)
         self._room = self._view[self._end : stop]
 
-    def shrink(self) -> None:
+    def tidy(self) -> None:
         """Give back a large buffer that was not needed since the last call."""
-        if len(self._buffer) > _BUFFER and not self._grown and self._start == self._end:
-            self._buffer = bytearray(_BUFFER)
-            self._view = memoryview(self._buffer)
-            self._room = self._view[_BASE:]
+        if not self._grown and self._start == self._end:
+            self.shrink()
         self._grown = False
+
+    def shrink(self) -> None:
+        """Give back a large buffer, unless much is in it already."""
+        rest = self._end - self._start
+        if len(self._buffer) <= _BUFFER or _BASE + rest >= _BUFFER:
+            return
+        small = bytearray(_BUFFER)
+        small[_BASE : _BASE + rest] = self._view[self._start : self._end]
+        self._buffer, self._view = small, memoryview(small)
+        self._start, self._end = _BASE, _BASE + rest
+        self._room = self._view[self._end :]
+        held, self._held = self._held, 0
+        self._shared.budget.give(self, held)
+
+    # -- memory ------------------------------------------------------------------------
+
+    def _take(self, length: int) -> bool:
+        """Take memory for a long request from the budget, or wait until there is some."""
+        self._short = not self._shared.budget.take(self, length)
+        return not self._short
+
+    def _hold(self, need: int) -> bool:
+        """Take memory for a buffer of that size instead of the present one, or wait."""
+        if need <= self._held:
+            return True
+        if not self._take(need - self._held):
+            return False
+        self._held = need
+        return True
+
+    def replied(self, length: int) -> None:
+        """Note that a long READ is answered: its memory is free when the client has the reply."""
+        self._replied += length
+
+    @property
+    def moved(self) -> int | None:
+        """How many bytes the client has taken and sent; None while it has nothing to do."""
+        if self._client.blocked:
+            return self._client.taken
+        if self._held and self._start != self._end and not self._short:
+            return self.counts.bytes_written + self._end
+        return None
+
+    def _unpark(self) -> None:
+        """Go on with jobs that waited until the client had taken replies."""
+        while self._parked:
+            steps = self._guarded(self._parked.popleft())
+            self._shared.jobs.add(steps, None, self.export.vdi is not None)
 
     # -- answering ---------------------------------------------------------------------
 
@@ -324,6 +413,16 @@ class Transmission:
         if replies.used:
             self._client.send(replies.view[: replies.used])
             replies.clear()
+        if self._replied and not self._client.blocked:
+            replied, self._replied = self._replied, 0
+            self._shared.budget.give(self, replied)
+
+    def _refuse(self, kind: int, cookie: int, flags: int) -> None:
+        """Answer a request whose flags are not those of its command."""
+        if kind in (CMD_READ, CMD_BLOCK_STATUS):
+            self._reads.fail(cookie, EINVAL, f"the command has no such flags: {flags:#x}")
+        else:
+            self._shared.replies.simple(cookie, EINVAL)
 
     def errno_of(self, error: ParallaxError) -> int:
         """Log why a request fails, and return the protocol's number for it.
@@ -364,6 +463,9 @@ class Transmission:
     def _guarded(self, steps: Steps) -> Steps:
         """Run a job's steps as long as the client is there; its replies go out at the end."""
         while not self.closed:
+            if self._client.queued > _MAX_QUEUED:
+                self._parked.append(steps)
+                return
             try:
                 needs = next(steps)
             except StopIteration:

@@ -57,6 +57,8 @@ class Writes:
             errors = vdi.write_many(writes)
         except ParallaxError as error:
             errors = [error] * len(writes)
+        except Exception as error:
+            errors = [vdi.fail(error, "writing")] * len(writes)
         for number, failure in enumerate(errors):
             if failure is None:
                 replies.simple(cookies[number])
@@ -71,7 +73,7 @@ class Writes:
 
     def write(self, cookie: int, offset: int, part: memoryview, flags: int) -> None:
         """WRITE, when it has flags or is wrong."""
-        if self._may_change(cookie, offset, len(part), flags & ~FLAG_FUA):
+        if self._may_change(cookie, offset, len(part), ENOSPC):
             self._connection.counts.writes += 1
             self._connection.counts.bytes_written += len(part)
             self._write(cookie, offset, part, flags)
@@ -90,7 +92,7 @@ class Writes:
     def trim(self, cookie: int, offset: int, length: int, flags: int) -> None:
         """TRIM: give a range back."""
         self._connection.counts.trims += 1
-        if self._may_change(cookie, offset, length, flags & ~FLAG_FUA):
+        if self._may_change(cookie, offset, length, EINVAL):
             self._trim(cookie, offset, length, flags)
 
     def _trim(self, cookie: int, offset: int, length: int, flags: int) -> None:
@@ -102,8 +104,7 @@ class Writes:
     def write_zeroes(self, cookie: int, offset: int, length: int, flags: int) -> None:
         """WRITE_ZEROES: as TRIM, which is fast, unless the zeros have to take space."""
         self._connection.counts.zeroes += 1
-        unknown = flags & ~(FLAG_FUA | FLAG_NO_HOLE | FLAG_FAST_ZERO)
-        if not self._may_change(cookie, offset, length, unknown):
+        if not self._may_change(cookie, offset, length, ENOSPC):
             return
         if not flags & FLAG_NO_HOLE:
             self._trim(cookie, offset, length, flags)
@@ -129,14 +130,21 @@ class Writes:
             rest = partial(self._allocate, cookie, offset, end - offset, flags)
             self._connection.when_room(rest)
 
-    def _may_change(self, cookie: int, offset: int, length: int, unknown: int) -> bool:
-        """Say whether a request to change a range makes sense; answer it if not."""
+    def _may_change(self, cookie: int, offset: int, length: int, beyond: int) -> bool:
+        """Say whether a request to change a range makes sense; answer it if not.
+
+        Args:
+            cookie: the request's.
+            offset: where the range begins.
+            length: its bytes.
+            beyond: the answer if not all of it is within the VDI.
+        """
         if self._vdi is None:
             self._replies.simple(cookie, EPERM)
-        elif unknown or not length:
+        elif not length:
             self._replies.simple(cookie, EINVAL)
         elif offset + length > self._vdi.size:
-            self._replies.simple(cookie, ENOSPC)
+            self._replies.simple(cookie, beyond)
         else:
             return True
         return False
@@ -171,14 +179,21 @@ class Writes:
         except ParallaxError as error:
             self._replies.simple(cookie, self._connection.errno_of(error))
             return False
+        except Exception as failure:
+            bug = vdi.fail(failure, "changing it")
+            self._replies.simple(cookie, self._connection.errno_of(bug))
+            return False
         if vdi.map.dirty > MAX_DIRTY:
             self._shared.exports.settle(self._export)
         return True
 
-    def flush(self, cookie: int, _offset: int, _length: int, _flags: int) -> None:
+    def flush(self, cookie: int, offset: int, length: int, _flags: int) -> None:
         """FLUSH: answer when all that was answered before is durable."""
         self._connection.counts.flushes += 1
-        self._when_durable(cookie)
+        if offset or length:  # reserved, for what a later protocol may want
+            self._replies.simple(cookie, EINVAL)
+        else:
+            self._when_durable(cookie)
 
     def _when_durable(self, cookie: int) -> None:
         """Answer a request when all that was written to the VDI so far is durable."""

@@ -62,7 +62,7 @@ _OR_KEY: Final = "give certificates with --tls or a shared key with --key, or us
 )
 @pass_settings
 def master(settings: Settings, /, **options: Any) -> None:
-    """Grant locks to the sessions of several hosts until SIGTERM or Ctrl-C.
+    """Grant locks to the sessions of several hosts until SIGTERM, SIGHUP or Ctrl-C.
 
     Taps and commands on each host name it with --lock-master. One lock master serves any
     number of stores. After each start it grants nothing for a while (35 seconds with the usual

@@ -82,7 +82,7 @@ def serve(
     log: str | None,
     gc_every: str | None,
 ) -> None:
-    """Serve every VDI and snapshot of the store until SIGTERM or Ctrl-C.
+    """Serve every VDI and snapshot of the store until SIGTERM, SIGHUP or Ctrl-C.
 
     The Unix socket is /run/parallax/nbd.sock for root and $XDG_RUNTIME_DIR/parallax/nbd.sock
     for others. An export is named by a VDI's name, id or UUID, or by VDI@BLOCK.OFFSET or
@@ -97,6 +97,9 @@ def serve(
     socket in the same folder, unless --lock-master names another one. Snapshots are taken of
     VDIs that are open, on their schedules ('plxsh snap every') too. --gc-every has a process
     of its own collect garbage; the tap has it done as well when the store was full.
+
+    SIGTERM and SIGHUP, as any signal that would end it, have it answer what was asked, commit
+    everything and end with status 0. There is nothing to reload.
     """
     serve_store(settings, unix, tcp, tls, metrics, log, gc_every)
 

@@ -65,7 +65,7 @@ def test_it_serves_until_it_is_told_to_stop(folder: Path, unix: str, join: Join)
         with pytest.raises(InUse, match="another lock master runs"):
             EpochFile(state)
         join(f"{host}:{port}").acquire("vdi/1", wait=60.0)
-        program.send_signal(signal.SIGTERM)
+        program.send_signal(signal.SIGHUP)  # as SIGTERM
         assert program.stdout.read() == "ended\n"
         assert program.wait(60) == 0
         assert told.recv(100) == b"STOPPING=1"

@@ -166,7 +166,7 @@ def test_errors_and_refusals_are_counted(store: str, monkeypatch: pytest.MonkeyP
         with RawClient(unix) as polite:  # asks what there is, and leaves: refused nothing
             polite.option(p.OPT_LIST)
         client.go("clone")
-        assert client.call(p.CMD_TRIM, 1 << 40, 4096) == p.ENOSPC
+        assert client.call(p.CMD_WRITE_ZEROES, 1 << 40, 4096) == p.ENOSPC
         with pytest.raises(NbdError):
             client.read(1 << 40, 1)
         vdi = next(iter(tap._shared.exports.open.values())).vdi
@@ -364,7 +364,7 @@ def test_a_visitor_who_leaves_early_is_forgotten(store: str) -> None:
                 sock.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
         ask(address)
         assert tap._pages is not None
-        while tap._pages._visitors:
+        while tap._pages.visitors:
             time.sleep(0.01)
         assert tap._pages._waiting == []
 

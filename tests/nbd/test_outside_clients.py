@@ -47,6 +47,19 @@ def image(tmp_path: Path) -> Path:
 # -- nbdinfo, nbdcopy ------------------------------------------------------------------
 
 
+def test_nbdinfo_maps_tebibytes_of_holes(store: str) -> None:
+    half = 10 << 40
+    with (
+        Session.open(store) as session,
+        session.opened(session.create("huge", 2 * half)) as vdi,
+    ):
+        vdi.write(half, noise(MIB, "middle"))
+    with tap_process(store) as tap:
+        parts = json.loads(run("nbdinfo", "--json", "--map", tap.uri("huge")))
+    found = [(part["offset"], part["length"], part["type"]) for part in parts]
+    assert found == [(0, half, 3), (half, MIB, 0), (half + MIB, half - MIB, 3)]
+
+
 def test_nbdinfo(server: TapProcess) -> None:
     [export] = json.loads(run("nbdinfo", "--json", server.uri("golden")))["exports"]
     assert export["export-size"] == len(CONTENTS)

@@ -8,8 +8,10 @@ from contextlib import suppress
 
 import pytest
 from support.stores import noise
-from support.tap import CONTENTS, MIB, NbdError, RawClient, both_caches
+from support.tap import CONTENTS, MIB, NbdError, RawClient, both_caches, error_of, tap_in_thread
 
+from core.radix import RadixMap
+from core.session import Session
 from core.tap import protocol as p
 
 Connect = Callable[..., RawClient]
@@ -141,6 +143,37 @@ def test_block_status_of_one_extent(connect: Connect) -> None:
     assert status(client, 100, 3 * MIB - 100, p.FLAG_REQ_ONE) == [(MIB - 100, 0)]
 
 
+def test_block_status_of_a_hole_costs_nothing(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """4 GiB of hole in 200 TiB are one extent, found by looking at one node a level."""
+    size = 200 << 40
+    with Session.open(store) as session, session.opened(session.create("huge", size)) as vdi:
+        vdi.write(0, b"begin")
+        vdi.write(size - 3, b"end")
+    visits = []
+    visit = RadixMap._visit
+    monkeypatch.setattr(RadixMap, "_visit", lambda *a: visits.append(a[1]) or visit(*a))
+    with tap_in_thread(store) as (_, unix), RawClient(unix) as client:
+        client.go("huge", structured=True, contexts=True)
+        most = (4 << 30) - 4096
+        assert status(client, 4096, most) == [(most, 3)]
+        assert status(client, 100 << 40, most) == [(most, 3)]
+        assert status(client, (200 << 40) - (1 << 30), 1 << 30) == [
+            ((1 << 30) - 4096, 3),
+            (4096, 0),
+        ]
+        assert len(visits) <= 3 * 4
+
+
+def test_block_status_of_much_data_looks_at_some_of_it(store: str) -> None:
+    with tap_in_thread(store) as (_, unix), RawClient(unix) as client:
+        client.go("empty", structured=True, contexts=True)
+        client.write(0, b"x" * 8 * MIB)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("core.tap.reads._MAX_LEAVES", 2)
+            assert status(client, 100, 8 * MIB - 100) == [(4 * MIB - 100, 0)]
+        assert status(client, 100, 8 * MIB - 100) == [(8 * MIB - 100, 0)]
+
+
 @both_caches
 def test_zeros_that_must_take_space_do(connect: Connect) -> None:
     client = connect("empty", structured=True, contexts=True)
@@ -203,9 +236,31 @@ def test_a_write_past_the_end_has_no_space_and_changes_nothing(
     assert client.read(0, len(CONTENTS)) == CONTENTS
 
 
-@pytest.mark.parametrize("kind", [p.CMD_TRIM, p.CMD_WRITE_ZEROES])
-def test_trim_and_zero_past_the_end_have_no_space(connect: Connect, kind: int) -> None:
-    assert connect("clone").call(kind, 3 * MIB - 1, 2) == p.ENOSPC
+@pytest.mark.parametrize(
+    ("kind", "error"), [(p.CMD_TRIM, p.EINVAL), (p.CMD_WRITE_ZEROES, p.ENOSPC)]
+)
+@pytest.mark.parametrize(("offset", "length"), [(3 * MIB - 1, 2), (2**64 - 1, 1)])
+def test_trim_and_zero_past_the_end(
+    connect: Connect, kind: int, error: int, offset: int, length: int
+) -> None:
+    client = connect("clone")
+    assert client.call(kind, offset, length) == error
+    assert client.read(3 * MIB - 1, 1) == CONTENTS[-1:]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [p.CMD_READ, p.CMD_WRITE, p.CMD_TRIM, p.CMD_CACHE, p.CMD_WRITE_ZEROES, p.CMD_BLOCK_STATUS],
+)
+def test_requests_for_nothing_are_invalid(connect: Connect, kind: int) -> None:
+    client = connect("clone", structured=True, contexts=True)
+    assert client.call(kind, 4096, 0) == p.EINVAL
+    assert client.read(0, 5) == CONTENTS[:5]
+
+
+@pytest.mark.parametrize(("offset", "length"), [(1, 0), (0, 4096)])
+def test_a_flush_of_a_range_is_invalid(connect: Connect, offset: int, length: int) -> None:
+    assert connect("clone").call(p.CMD_FLUSH, offset, length) == p.EINVAL
 
 
 def test_a_good_write_among_bad_ones_is_carried_out(connect: Connect) -> None:
@@ -239,12 +294,33 @@ def test_an_unknown_command_is_invalid(connect: Connect, kind: int) -> None:
     assert client.read(0, 5) == CONTENTS[:5]
 
 
-@pytest.mark.parametrize("kind", [p.CMD_READ, p.CMD_WRITE, p.CMD_TRIM, p.CMD_WRITE_ZEROES])
-def test_an_unknown_flag_is_invalid(connect: Connect, kind: int) -> None:
-    client = connect("clone")
-    data = b"data" if kind == p.CMD_WRITE else b""
-    assert client.call(kind, 0, 4, 1 << 9, data) == p.EINVAL
-    assert client.read(0, 4) == CONTENTS[:4]
+@both_forms
+@pytest.mark.parametrize("kind", sorted(p.COMMAND_FLAGS))
+def test_flags_that_are_not_the_commands_are_invalid(
+    connect: Connect, structured: bool, kind: int
+) -> None:
+    """Each command with each of the 16 flags: those of the protocol document, and no other."""
+    own = {
+        p.CMD_READ: {2} if structured else set(),
+        p.CMD_WRITE_ZEROES: {1, 4},
+        p.CMD_BLOCK_STATUS: {3},
+    }
+    length = 0 if kind in (p.CMD_WRITE, p.CMD_FLUSH) else 4
+    if kind == p.CMD_BLOCK_STATUS and not structured:
+        own[kind] = set()
+    client = connect("clone", structured, structured)
+    refused = set()
+    for bit in range(16):
+        client.send(kind, 0, length, 1 << bit, b"data" if kind == p.CMD_WRITE else b"")
+        reply = client.reply(4 if kind == p.CMD_READ else 0)
+        failed = reply.flags if reply.type == -1 else reply.type & 1 << 15
+        if failed:
+            assert (reply.flags if reply.type == -1 else error_of(reply)) == p.EINVAL
+            refused.add(bit)
+    allowed = {0} | own.get(kind, set())
+    if kind == p.CMD_BLOCK_STATUS and not structured:
+        allowed = set()  # there are no contexts
+    assert refused == set(range(16)) - allowed
 
 
 def test_df_without_structured_replies_is_invalid(connect: Connect) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -24,6 +26,7 @@ from support.tap import (
     RawClient,
     TapProcess,
     contents_of,
+    info_for,
     short_folder,
     tap_in_thread,
     tap_process,
@@ -191,6 +194,125 @@ def test_after_a_failed_flush_nothing_is_acknowledged(
     assert contents_of(store, "clone") == CONTENTS
 
 
+@pytest.mark.parametrize("change", ["truncated", "replaced"])
+def test_a_store_that_is_not_what_it_was_takes_no_more_writes(store: str, change: str) -> None:
+    with ExitStack() as serving:
+        _, unix = serving.enter_context(tap_in_thread(store, commit_interval=3600.0))
+        with RawClient(unix) as client, RawClient(unix) as other:
+            client.go("clone").write(0, b"lost")
+            other.go("golden")
+            if change == "truncated":
+                os.truncate(store, os.path.getsize(store) // 2)
+            else:
+                shutil.copy(store, f"{store}.new")
+                os.replace(f"{store}.new", store)
+            assert client.call(p.CMD_FLUSH) == p.EIO
+            assert other.write(0, b"none") == p.EIO
+            assert change in query_status(unix)["failed"]
+        with pytest.raises(IoFailed, match=f"was {change} while it was open"):
+            serving.close()
+
+
+def unthought(*_: object) -> None:
+    raise KeyError("forged")
+
+
+def bugs(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [r for r in caplog.records if getattr(r, "event", "") == "bug"]
+
+
+def test_what_nobody_thought_of_fails_one_vdi_only(
+    store: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ExitStack() as serving:
+        tap, unix = serving.enter_context(tap_in_thread(store, commit_interval=3600.0))
+        with RawClient(unix) as one, RawClient(unix) as two, RawClient(unix) as other:
+            one.go("clone").write(0, b"lost")
+            two.go("clone").write(4096, b"lost")
+            other.go("golden").write(0, b"kept")
+            for export in tap._shared.exports.writable():
+                if export.name == "clone":
+                    monkeypatch.setattr(export.vdi.map, "_freeze", unthought)
+            one.send(p.CMD_FLUSH)
+            other.send(p.CMD_FLUSH)
+            assert (one.reply().flags, other.reply().flags) == (p.EIO, 0)
+            assert two.call(p.CMD_FLUSH) == p.EIO
+            assert one.write(8192, b"more") == p.EIO
+            assert two.write(0, b"more", p.FLAG_FUA) == p.EIO
+            assert other.write(4096, b"kept", p.FLAG_FUA) == 0
+        wait_for(lambda: not query_status(unix)["exports"])
+        with RawClient(unix) as again:
+            assert again.go("clone").read(0, 8192) == CONTENTS[:8192]
+            assert again.write(0, b"new", p.FLAG_FUA) == 0
+    assert contents_of(store, "golden")[:4] == b"kept"
+    assert contents_of(store, "clone")[:3] == b"new"
+    [record] = bugs(caplog)
+    assert record.exc_info
+    assert "KeyError" in caplog.text
+
+
+@pytest.mark.parametrize("request_", ["write", "trim"])
+def test_a_change_that_went_wrong_half_way_is_not_committed(
+    store: str, monkeypatch: pytest.MonkeyPatch, request_: str
+) -> None:
+    with tap_in_thread(store) as (_, unix), RawClient(unix) as client, RawClient(unix) as other:
+        client.go("clone")
+        other.go("golden")
+        with monkeypatch.context() as patch:
+            patch.setattr("core.vdi.WriteBatch.run", unthought)
+            patch.setattr("core.radix.RadixMap.trim", unthought)
+            kind = p.CMD_WRITE if request_ == "write" else p.CMD_TRIM
+            data = b"x" * 4096 if request_ == "write" else b""
+            assert client.call(kind, 4096, len(data) or 8192, data=data) == p.EIO
+        assert client.call(p.CMD_FLUSH) == p.EIO
+        assert other.write(0, b"kept", p.FLAG_FUA) == 0
+    assert contents_of(store, "clone") == CONTENTS
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "core.tap.reads.Reads._try_read",
+        "core.tap.handshake.Handshake.step",
+        "core.tap.exports.Exports.acquire",
+        "core.tap.server.Tap.status",
+        "core.tap.http._Visitor._decide",
+    ],
+)
+def test_what_nobody_thought_of_ends_one_connection_only(
+    store: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, place: str
+) -> None:
+    with (
+        tap_in_thread(store, metrics=("127.0.0.1", 0)) as (tap, unix),
+        RawClient(unix) as other,
+        RawClient(unix) as client,
+    ):
+        other.go("golden")
+        with monkeypatch.context() as patch, ExitStack() as stack:
+            if "reads" in place:
+                client.go("clone")
+            patch.setattr(place, unthought)
+            if "status" in place or "http" in place:
+                sock = stack.enter_context(
+                    socket.socket(socket.AF_UNIX if "status" in place else socket.AF_INET)
+                )
+                sock.settimeout(90)
+                sock.connect(f"{unix}.status" if "status" in place else tap.metrics_addresses[0])
+                if "http" in place:
+                    sock.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+                assert sock.recv(1) == b""
+            elif "reads" in place:
+                client.send(p.CMD_READ, 0, 1 << 16)
+                assert client.hung_up()
+            else:
+                client.send_option(p.OPT_GO, info_for("clone"))
+                assert client.hung_up()
+        assert other.read(0, 4) == CONTENTS[:4]
+        with RawClient(unix) as late:
+            assert late.go("clone").read(0, 4) == CONTENTS[:4]
+    assert bugs(caplog)
+
+
 def test_a_flush_without_space_may_be_repeated(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with tap_in_thread(store, commit_interval=3600.0) as (tap, unix), RawClient(unix) as client:
         client.go("clone").write(0, b"kept")
@@ -354,7 +476,7 @@ def test_the_status_of_no_tap_is_not_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_commits_and_ends_with_status_0(store: str, number: signal.Signals) -> None:
     with tap_process(store) as tap, RawClient(tap.unix) as client:
         client.go("clone").write(0, b"kept")

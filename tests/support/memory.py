@@ -73,6 +73,9 @@ class MemoryDevice:
     def flush(self) -> None:
         pass
 
+    def verify(self) -> None:
+        pass
+
     def resize(self, size: int) -> None:
         self.size = max(self.size, size)
 

@@ -182,8 +182,8 @@ class RawClient:
 
     def __init__(self, unix: str, flags: int = p.FIXED_NEWSTYLE | p.NO_ZEROES) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(unix)  # however many are at the door
         self.sock.settimeout(TIMEOUT)
-        self.sock.connect(unix)
         self.structured = False
         self.cookie = 0
         self.size = self.flags = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from support.memory import Pages, RecordingDevice
 
 from core.blockstore import Blockstore
 from core.check import check_store
-from core.errors import Fenced, IoFailed, NoSpace
+from core.errors import Bug, Fenced, IoFailed, NoSpace
 from core.format import BLOCK, VdiRecord
 from core.lock_master import LockMaster
 from core.registry import Registry
@@ -226,6 +227,76 @@ def test_a_failed_flush_is_never_followed_by_success(world: World, number: int) 
     world.session.close()
     assert world.device.writes == writes
     assert world.reread(world.device.durable) == durable
+
+
+@pytest.mark.parametrize("metadata", [False, True])
+def test_nothing_is_written_to_a_store_that_was_replaced(world: World, metadata: bool) -> None:
+    world.vdi.write(0, contents(BLOCK, 2))
+    if metadata:
+        world.vdi.snapshot()
+    writes = world.device.writes
+
+    def replaced() -> None:
+        raise IoFailed("the store was replaced while it was open")
+
+    world.device.verify = replaced  # type: ignore[method-assign]  # as a file's does
+    with pytest.raises(IoFailed, match="was replaced"):
+        world.session.commit([world.vdi])
+    assert world.device.writes == writes
+    with pytest.raises(IoFailed, match="nothing more is written after a failure"):
+        world.vdi.write(0, contents(BLOCK, 3))
+
+
+class Unthought(Exception):
+    """Something that nobody expects."""
+
+
+def raising(*_: object) -> None:
+    raise Unthought("forged")
+
+
+@pytest.mark.parametrize("where", ["freeze", "record", "release"])
+def test_what_nobody_thought_of_fails_one_vdi_only(
+    world: World, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    other = world.session.open_vdi(world.session.create("two", SIZE))
+    for vdi in (world.vdi, other):
+        vdi.write(4 * BLOCK, contents(4 * BLOCK, 2))
+    with monkeypatch.context() as patch:
+        if where == "freeze":
+            patch.setattr(world.vdi.map, "_freeze", raising)
+        elif where == "record":
+            pack = VdiRecord.pack
+            patch.setattr(VdiRecord, "pack", lambda r, *a: raising() if r.id == 0 else pack(r, *a))
+        else:
+            release = world.session.store.allocator.release
+            world.vdi.map.freed.append(5)
+            patch.setattr(
+                world.session.store.allocator,
+                "release",
+                lambda freed: raising() if 5 in freed else release(freed),
+            )
+        with pytest.raises(Bug, match=r"VDI 0: .*internal error: Unthought: forged"):
+            world.commit(world.vdi, other)
+    assert world.session.store.failed is None
+    with pytest.raises(Bug):
+        world.vdi.write(0, contents(BLOCK, 3))
+    other.write(0, contents(4 * BLOCK, 3))
+    world.commit(other)
+    pages = world.device.durable
+    session = world.open(RecordingDevice(world.device.size, pages))
+    assert not check_store(session.store).damaged
+    image = session.live_image(session.registry.find("two"))
+    assert image.read(0, 4 * BLOCK) == contents(4 * BLOCK, 3)
+    kept = session.live_image(session.registry.find("one")).read(0, 8 * BLOCK)
+    late = contents(4 * BLOCK, 2) if where == "release" else bytes(4 * BLOCK)
+    assert kept == contents(4 * BLOCK, 1) + late
+    with suppress(Bug):  # unless it has been told already
+        world.session.release(world.vdi)
+    again = world.session.open_vdi(world.session.registry.find("one"))
+    assert again.read(0, 8 * BLOCK) == kept
+    again.write(0, contents(BLOCK, 4))
+    world.commit(again)
 
 
 def test_a_failed_flush_of_data_alone_stops_writing(world: World) -> None:

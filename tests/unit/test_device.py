@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import stat
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -318,6 +320,122 @@ def test_a_disk_is_cleared_by_holes_or_by_zeros(
     device.clear(lambda *_: None)
     at = [0, 128 * MIB, 256 * MIB, 300 * MIB]
     assert zeroed == [(low, high - low) for low, high in pairwise(at)]
+
+
+# -- a file that is not what it was ----------------------------------------------------
+
+
+def test_a_file_that_is_what_it_was_is_well(device: FileDevice, path: str) -> None:
+    device.verify()
+    device.resize(device.size + 8 * BLOCK)
+    with open(path, "ab") as other:
+        other.truncate(device.size + BLOCK)  # another session made it longer
+    device.verify()
+
+
+def test_a_file_that_was_cut_off_is_noticed(device: FileDevice, path: str) -> None:
+    os.truncate(path, device.size - BLOCK)
+    with pytest.raises(IoFailed, match="was truncated while it was open"):
+        device.verify()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: shutil.copy(path, f"{path}.new") and os.replace(f"{path}.new", path),
+         "was replaced"),
+        (os.unlink, "was deleted or renamed"),
+        (lambda path: os.rename(path, f"{path}.old"), "was deleted or renamed"),
+        (lambda path: shutil.move(os.path.dirname(path), f"{os.path.dirname(path)}.old"),
+         "was deleted or renamed"),
+    ],
+    ids=["replaced", "deleted", "renamed", "folder"],
+)  # fmt: skip
+def test_a_path_that_leads_elsewhere_is_noticed(
+    tmp_path: Path, kind: Kind, change: Callable[[str], object], message: str
+) -> None:
+    path = str(tmp_path / "folder" / "file")
+    os.mkdir(os.path.dirname(path))
+    Path(path).write_bytes(bytes(8 * BLOCK))
+    device = kind(path, True)
+    try:
+        change(path)
+        with pytest.raises(IoFailed, match=f"{message} while it was open") as caught:
+            device.verify()
+        place = caught.value.hint.split()[-1]
+        assert place == f"/proc/{os.getpid()}/fd/{device._fd}"
+        assert os.stat(place).st_size == 8 * BLOCK
+    finally:
+        device.close()
+
+
+def test_a_link_that_leads_elsewhere_is_noticed(tmp_path: Path, kind: Kind) -> None:
+    link = tmp_path / "link"
+    for name in ("one", "two"):
+        (tmp_path / name).write_bytes(bytes(8 * BLOCK))
+    link.symlink_to("one")
+    device = kind(str(link), True)
+    device.verify()
+    link.unlink()
+    link.symlink_to("two")
+    with pytest.raises(IoFailed, match="was replaced"):
+        device.verify()
+    device.close()
+
+
+def test_a_relative_path_means_what_it_meant(
+    tmp_path: Path, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(bytes(8 * BLOCK))
+    monkeypatch.chdir(tmp_path)
+    device = kind("file", True)
+    monkeypatch.chdir("/")
+    device.verify()
+    device.close()
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EACCES, errno.EIO, errno.ETIMEDOUT])
+def test_a_system_that_cannot_tell_is_no_failure(
+    device: FileDevice, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def failing(path: str) -> os.stat_result:
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr(os, "stat", failing)
+    device.verify()
+
+
+def disk(number: int) -> os.stat_result:
+    """What the system says of a disk's node."""
+    return os.stat_result((stat.S_IFBLK | 0o660, 5, 6, 1, 0, 0, 0, 0, 0, 0), {"st_rdev": number})
+
+
+def test_a_disk_is_known_by_its_number(device: FileDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    device.is_disk = True
+    device._identity = device._identity_of(disk(7))
+    nodes: list[os.stat_result] = [disk(7)]
+
+    def node(path: str) -> os.stat_result:
+        if not nodes:
+            raise FileNotFoundError(errno.ENOENT, "no such node", path)
+        return nodes.pop()
+
+    monkeypatch.setattr(os, "stat", node)
+    device.verify()
+    device.verify()  # its name is gone, as after a volume was renamed: it is the same disk
+    nodes.append(disk(8))
+    with pytest.raises(IoFailed, match="was replaced"):
+        device.verify()
+
+
+def test_a_guest_needs_its_host_on_the_same_file(path: str, kind: Kind) -> None:
+    host = kind(path, True, "host")
+    kind(path, True, "guest").close()
+    shutil.copy(path, f"{path}.new")
+    os.replace(f"{path}.new", path)
+    with pytest.raises(IoFailed, match="is not the file that the tap of this store has open"):
+        kind(path, True, "guest")
+    host.close()
 
 
 def test_closing_twice_does_nothing(path: str, kind: Kind) -> None:

@@ -39,6 +39,7 @@ ORDER = (
     "listen",
     "notify",
     "lock_key",
+    "ending",
     "lock_auth",
     "lock_channel",
     "lock_here",

@@ -236,6 +236,20 @@ def test_an_empty_map_is_one_hole(store: Blockstore) -> None:
     assert (radix.root, radix.mapped, radix.own, radix.freed) == (0, 0, 0, [])
 
 
+def test_runs_walk_no_further_than_is_asked_for(store: Blockstore) -> None:
+    radix = RadixMap(store, 0, 4)
+    for leaf in (0, 1, 5, 1000):
+        put(radix, store, leaf * FANOUT)
+    count = FANOUT * 2000
+    runs = radix.lookup_range(0, count)
+    assert sum(run.length for run in runs) == count
+    tail = Run(1000 * FANOUT + 1, FANOUT - 1, 0, False)
+    assert list(radix.runs(0, count, leaves=4)) == [*runs[:-1], tail]
+    assert sum(run.length for run in radix.runs(3, count, leaves=2)) == 2 * FANOUT - 3
+    first = next(radix.runs(0, count))
+    assert (first.first, first.length, bool(first.block)) == (0, 1, True)
+
+
 def test_256_tib_are_mapped_by_four_nodes_a_path(store: Blockstore) -> None:
     radix = RadixMap(store, 0, 4)
     model: Model = {}

@@ -668,7 +668,9 @@ def test_a_writer_alone_and_sessions_keep_each_other_out(fleet: Fleet, tmp_path:
         Session.open(path)
     session.close()
     another.close()
+    host = FileDevice(path, True, "host")
     guest_session = Session.open(path, locks=fleet.member(uuid))
+    host.close()
     with pytest.raises(InUse, match="a guest of another process"):
         Session.open(path)  # the host died, the guest's lease may be valid
     with pytest.raises(InUse, match="a guest of another process"):
