@@ -356,7 +356,7 @@ class TestOnAHost:
         log = installed.told("cat /tmp/t/calls")
         used = set(re.findall(r"^(?:\d+ +)?(?:<\.\.\. )?([a-z][a-z_0-9]*)[( ]", log, re.MULTILINE))
         assert {"openat", "pwritev"} & used
-        used -= {"resumed", "execve"}
+        used -= {"resumed", "execve", "mbind"}  # numpy goes on without the last
         allowed = filtered_calls(ROOT / "deploy/parallaxd.service")
         assert used <= allowed, used - allowed
 

@@ -313,18 +313,26 @@ ALONE = "systemctl stop parallaxd plxlockmaster; rm -rf /etc/parallax"
 OWN = "10-role.conf"
 
 
+def configure(machine: Machine, store: str) -> None:
+    written = f'[blockstore]\\ndata = "{store}"\\n'
+    machine.told(f"mkdir -p /etc/parallax; printf '{written}' >/etc/parallax/parallax.toml")
+
+
 def test_the_units_work_as_they_are_shipped(operator: Operator) -> None:
     """As root without privileges; a link, a file elsewhere and a device as their comments say."""
     machine, device = operator.machine, operator.machine.device
     added = "/etc/systemd/system/{}.service.d"
+    assert operator.play("/srv/blockstore.dat").status == 0, machine.log()
     machine.told(ALONE)
     for unit in UNITS:
         machine.told(f"rm {added.format(unit)}/{OWN}")
         if re.match("/(home|root)/", sys.base_prefix):  # where its Python may be on this machine
             there = f"{added.format(unit)}/home.conf"
             machine.told(f"printf '[Service]\\nProtectHome=read-only\\n' >{there}")
-    machine.told("chown root: /srv/blockstore.dat; ln -s /srv/blockstore.dat /blockstore.dat")
-    machine.told("chown -R root: /run/parallax /var/lib/parallax")
+    create = "plxsh store create --extents 8 --extent-size 4M"  # one that no lock master shares
+    machine.told(f"rm /srv/blockstore.dat && {create} /srv/blockstore.dat")
+    machine.told("ln -s /srv/blockstore.dat /blockstore.dat")
+    machine.told("chown -R root: /run/parallax /var/lib/parallax /srv/blockstore.dat")
     machine.told("systemctl daemon-reload; systemctl start plxlockmaster parallaxd")
     works(machine, "third", guest="")
     main = machine.told("systemctl show --property MainPID --value parallaxd")
@@ -333,7 +341,7 @@ def test_the_units_work_as_they_are_shipped(operator: Operator) -> None:
     assert machine.sh(f"{inside} touch /etc/x /usr/x /var/x")[1].count("Read-only") == 3
 
     machine.told("mkdir -p /data && mv /srv/blockstore.dat /data/")
-    machine.told("echo PARALLAX_STORE=/data/blockstore.dat >/etc/default/parallax")
+    configure(machine, "/data/blockstore.dat")
     assert machine.sh("systemctl restart parallaxd")[0] != 0
     assert "name it in ReadWritePaths=" in machine.log()
     unit = machine.told("cat /etc/systemd/system/parallaxd.service")
@@ -344,11 +352,9 @@ def test_the_units_work_as_they_are_shipped(operator: Operator) -> None:
     machine.told(f"echo '{edited}' >{added.format('parallaxd')}/override.conf")
     machine.told("systemctl daemon-reload; systemctl reset-failed; systemctl restart parallaxd")
     works(machine, "fourth", guest="")
-    machine.told(f"echo PARALLAX_STORE={device} >/etc/default/parallax; chown root:disk {device}")
+    machine.told(f"chown root:disk {device}; blkdiscard --force {device} && {create} {device}")
+    configure(machine, device)
     machine.told("systemctl restart parallaxd")
-    environment = f"PARALLAX_STORE={device}"
-    machine.told(f"{environment} plxsh vdi create fifth --size 4M")
-    assert device in machine.told(
-        "ls -l /proc/$(systemctl show --property MainPID --value parallaxd)/fd"
-    )
-    machine.told(f"nbdinfo --size '{DISK.format('fifth')}'")
+    works(machine, "fifth", guest="")
+    main = machine.told("systemctl show --property MainPID --value parallaxd")
+    assert device in machine.told(f"ls -l /proc/{main}/fd")
