@@ -20,7 +20,7 @@ from core.blockstore import Blockstore, Mode
 from core.collecting import Collecting
 from core.collection import others
 from core.device import Cache
-from core.errors import BadRequest, Corrupt, NotFound, ParallaxError
+from core.errors import BadRequest, Corrupt, NoSpace, NotFound, ParallaxError
 from core.features import enable
 from core.finding import find_snapshot, has_snapshot, parse_snapshot_id, snapshots
 from core.format import INCOMPAT_SCHEDULES, LIVE, Superblock, VdiRecord
@@ -151,11 +151,16 @@ class Session(Collecting):
     def _tidy_up(self) -> None:
         """Leave nothing that a crash could have left, and say so; see `core.tidying`.
 
-        What cannot be done now is done later: until then this session stays on the list.
+        What cannot be done now is done later: until then this session stays on the list. So a
+        lock master that is away, or a file system that is full, is no reason for an error.
+
+        Raises:
+            IoFailed: the system could not write.
         """
         if not self.store.enrolled or self.store.failed is not None:
             return
-        with suppress(ParallaxError), self._table.locked():
+        harmless = ParallaxError if self.locks.shared else NoSpace
+        with suppress(harmless), self._table.locked():
             tidying = Tidying(self.store, self.locks)
             tidying.own()
             alone = self.store.found_others and not others(self.store, self.locks)
