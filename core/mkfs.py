@@ -12,7 +12,7 @@ from core import contents
 from core.blockstore import Blockstore
 from core.device import BlockDevice, Cache, FileDevice, io_error, sync_folder
 from core.direct import open_device
-from core.errors import BadRequest, InUse, NotFound, ParallaxError, ReadOnly
+from core.errors import BadRequest, InUse, IoFailed, NotFound, ParallaxError, ReadOnly
 from core.extent import Run, pristine
 from core.format import (
     BLOCK,
@@ -253,7 +253,11 @@ def extend(store: Blockstore, extents: int) -> Superblock:
     store.check_writable()
     store.enroll()
     store.device.resize(new.size)
-    for extent in range(old.extents, extents):
-        _write_pristine(store.device, new, extent)
-    write_superblock(store.device, new)
+    try:
+        for extent in range(old.extents, extents):
+            _write_pristine(store.device, new, extent)
+        write_superblock(store.device, new)
+    except IoFailed as error:
+        store.fail(error)  # nothing is written after a failed flush
+        raise
     return new

@@ -20,7 +20,7 @@ from core.blockstore import Blockstore, Mode
 from core.collecting import Collecting
 from core.collection import others
 from core.device import Cache
-from core.errors import BadRequest, Corrupt, NoSpace, NotFound, ParallaxError
+from core.errors import BadRequest, Corrupt, IoFailed, NoSpace, NotFound, ParallaxError
 from core.features import enable
 from core.finding import find_snapshot, has_snapshot, parse_snapshot_id, snapshots
 from core.format import INCOMPAT_SCHEDULES, LIVE, Superblock, VdiRecord
@@ -160,11 +160,15 @@ class Session(Collecting):
         if not self.store.enrolled or self.store.failed is not None:
             return
         harmless = ParallaxError if self.locks.shared else NoSpace
-        with suppress(harmless), self._table.locked():
-            tidying = Tidying(self.store, self.locks)
-            tidying.own()
-            alone = self.store.found_others and not others(self.store, self.locks)
-            self.store.withdraw(all_others=alone and tidying.all())
+        try:
+            with suppress(harmless), self._table.locked():
+                tidying = Tidying(self.store, self.locks)
+                tidying.own()
+                alone = self.store.found_others and not others(self.store, self.locks)
+                self.store.withdraw(all_others=alone and tidying.all())
+        except IoFailed as error:
+            self.store.fail(error)  # nothing is written after a failed flush
+            raise
 
     # -- finding -----------------------------------------------------------------------
 
