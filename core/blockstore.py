@@ -426,7 +426,7 @@ class Blockstore:
         looked at, where data and nodes begin: a crash may have lost the header that was written
         with them. What is damaged counts as claimed.
         """
-        from core.extent_disk import bitmap_pair, header_pair  # numpy: only who collects pays
+        from core.extent_disk import bitmap_pair, header_pair
 
         device, sb = self.device, self.sb
         ends = (bitmap_pair(device, sb, extent, index) for index in {0, sb.bitmap_blocks - 1})

@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Final
 
-import numpy as np
-
 from core.device import BlockDevice
 from core.errors import Corrupt
 from core.format import (
@@ -98,6 +96,8 @@ def _current(
 
 def pristine(sb: Superblock, extent: int) -> list[tuple[int, bytes]]:
     """Return the (block, contents) that make an extent empty; both slots are covered."""
+    import numpy as np  # only who formats pays for it
+
     size = sb.extent_blocks
     taken = np.zeros(sb.bitmap_blocks * BITMAP_BITS, np.uint8)
     taken[: sb.overhead] = 1
