@@ -66,7 +66,10 @@ def test_a_device_without_a_way_to_discard_is_written_with_zeros(
             assert (progress["what"], progress["done"]) == ("clear", 64 * MIB)
             assert (tmp_path / "ram" / "file").read_bytes()[7 * MIB :] == bytes(57 * MIB)
             plx("-s", device, "vdi", "create", "a", "--size", "1M")
-            assert "cannot be given back" in plx("-s", device, "store", "gc").err
+            (tmp_path / "image").write_bytes(b"x" * MIB)
+            plx("-s", device, "vdi", "fill", "a", str(tmp_path / "image"))
+            plx("-y", "-s", device, "vdi", "delete", "a")
+            assert "cannot be given back" in plx("-y", "-s", device, "store", "gc").err
             sound(plx, device)
 
 
