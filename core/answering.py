@@ -150,6 +150,8 @@ class Answers:
     def _seal(self, _which: str, argument: Argument) -> Work:
         member = self._session.member
         vdis = self._session.all_held()
+        for vdi in vdis:
+            vdi.repeat()  # what only the record before the last one leads to is garbage then
         member.seal(int(argument["collection"]))
         return Work(vdis, lambda: {"extents": member.sealed()}, member.unseal)
 

@@ -81,7 +81,7 @@ class Collecting(OpenVdis):
         before = allocator.free
         try:
             self.member.make_room()
-            self.commit([vdi for vdi in self.all_held() if vdi.map.freed])
+            self.free_superseded()
             alone = not others(self.store, self.locks)
             if alone and allocator.free == before and self.worth_collecting:
                 self.collect()
@@ -98,9 +98,7 @@ class Collecting(OpenVdis):
             InUse: someone collects or checks the store.
             NoSpace, IoFailed, Fenced: as `commit`.
         """
-        return Sealing(
-            self.member, self.store, self.locks, lambda: self.commit(self.all_held()), self.attend
-        )
+        return Sealing(self.member, self.store, self.locks, self.commit_for_seal, self.attend)
 
     def plan_collection(
         self, keep: Collection[int] = KEEP_LIVE, progress: Progress = silent
@@ -120,7 +118,7 @@ class Collecting(OpenVdis):
             self.member,
             self.store,
             self.locks,
-            lambda: self.commit(self.all_held()),
+            self.commit_for_seal,
             self.attend,
             keep,
             progress,

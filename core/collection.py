@@ -7,7 +7,8 @@ collecting one too. With one process alone the same code runs with one member.
 1. *Seal.* Each member copies the bitmaps of its extents, then commits everything. From then on
    it hands out no block that gets free, for the trees of step 2 may reach it. Extents that
    nobody has are borrowed by the collector.
-2. *Roots.* Under `registry` all VDI records are read, once.
+2. *Roots.* Under `registry` both records of all VDIs are made to say the same, of those that
+   nobody has, and then all are read, once; both, where they still differ.
 3. *Mark.* The members say which snapshots they are reading, then everything that a record of
    step 2 or one of them reaches is marked.
 4. *Retire.* Under `registry` the records of deleted VDIs are made free for new ones, durably,
@@ -131,11 +132,13 @@ from core.reclaim import (
     Account,
     Garbage,
     Roots,
+    read_before,
     read_records,
     retire,
 )
 from core.registry import Registry
 from core.remote import Argument, ask
+from core.tidying import Tidying
 
 logger = logging.getLogger(__name__)
 
@@ -659,19 +662,21 @@ class Collection(Sealing):
         for _ in range(_ROUNDS):
             allocated = self.allocated()
             self._attend()
-            records = self._read_records()
+            records, before = self._read_records()
             self._attend()
-            roots = Roots(records, self.keep, self._reading())
+            roots = Roots(records, before, self.keep, self._reading())
             try:
                 return Garbage(self._store, roots, allocated, self.heard(progress))
             except Corrupt:
-                if not self._locks.shared or self._read_records() == records:
+                if not self._locks.shared or self._read_records()[0] == records:
                     raise
         raise _changing()
 
-    def _read_records(self) -> list[VdiRecord]:
+    def _read_records(self) -> tuple[list[VdiRecord], list[VdiRecord]]:
+        """Return what the slots of all VDIs say: the newer ones, and older ones that differ."""
         with self.registry():
-            return read_records(self._store)
+            Tidying(self._store, self._locks).vdis()
+            return read_records(self._store), read_before(self._store)
 
     def _reading(self) -> list[RadixMap]:
         """Return the trees that are read at the moment, by whatever session.
@@ -809,7 +814,9 @@ def needed(store: Blockstore, images: Sequence[tuple[int, int]]) -> BlockSet:
         records = read_records(store)
         trees = [RadixMap(store, root, height) for root, height in images]
         try:
-            return Garbage(store, Roots(records, KEEP_DELETED, trees), BlockSet(0)).reached
+            return Garbage(
+                store, Roots(records, keep=KEEP_DELETED, reading=trees), BlockSet(0)
+            ).reached
         except Corrupt:
             if read_records(store) == records:
                 raise

@@ -3,9 +3,13 @@
 1. data blocks are already written;
 2. nodes, log pages, extent headers and bitmaps are written (`prepare`);
 3. the device is flushed;
-4. each VDI's record goes to its other slot, with the next sequence number;
+4. bitmaps go to their other slots too, and each VDI's record goes to its other slot, with the
+   next sequence number;
 5. the device is flushed again (3 to 5 are `sync`);
-6. only now are the superseded blocks free (`finish`).
+6. only now are the blocks free that the commit before had superseded (`finish`).
+
+So whichever slot is lost, the one that is left is safe to go on with: a bitmap that is lost has
+a twin, and what the record before the last one leads to is still there.
 
 Step 4 first compares the sequence number and the fencing token on disk with those this
 session left there: a session that lost its VDI cannot overwrite what came after it.
@@ -36,14 +40,16 @@ from core.registry import Registry
 class Change:
     """One VDI's part in a commit.
 
-    `old` is the record on disk, `new` what replaces it, `grant` the right to do so,
-    `freed` the blocks that nothing refers to afterwards.
+    `old` is the record on disk, `new` what replaces the one before that, `grant` the right to do
+    so, `freed` the blocks that neither of them refers to, `superseded` those that only `old`
+    may refer to: they are in `freed` of the next commit.
     """
 
     old: VdiRecord
     new: VdiRecord
     grant: Grant
     freed: Sequence[int] = ()
+    superseded: Sequence[int] = ()
 
 
 @contextmanager
@@ -78,6 +84,7 @@ class Commit:
         self._registry = Registry(store)
         self._changes = changes
         self.lost: dict[int, ParallaxError] = {}
+        self._twins: list[tuple[int, bytes]] = []
 
     def run(self) -> None:
         """Do all of it on this thread; raises as `prepare` and `sync` do."""
@@ -102,6 +109,7 @@ class Commit:
             return
         with _fatal(self._store, but=(NoSpace, Fenced)):
             self._store.write_queued()
+        self._twins = self._store.allocator.twins()
 
     def sync(self) -> None:
         """Make the change durable.
@@ -116,6 +124,8 @@ class Commit:
             self._store.device.flush()
             if not self._changes:
                 return
+            for block, bitmap in self._twins:
+                self._store.write(block, [bitmap])
             for change in self._changes:
                 if self._is_held(change):
                     with self._alone(change):
@@ -150,16 +160,17 @@ class Commit:
             raise Fenced(f"VDI {change.new.id} was changed by another session", "open it again")
 
     def finish(self) -> None:
-        """Free what the change superseded. Call it once, after `sync` succeeded.
+        """Free what no record refers to now. Call it once, after `sync` succeeded.
 
-        What a VDI that was lost superseded is not: its record on disk still refers to it.
+        Of a VDI that was lost nothing is free: its records on disk may still refer to it.
         """
         if self._changes:
-            self._store.allocator.settled()
+            self._store.allocator.settled(twice=True)
         for change in self._changes:
             if change.new.id not in self.lost:
                 with self._alone(change):
                     self._store.allocator.release(change.freed)
+                    self._store.allocator.spare(change.superseded)
 
 
 class PendingCommit:
@@ -197,7 +208,7 @@ class PendingCommit:
             self._synced.set()
 
     def finish(self) -> None:
-        """Wait for `sync`, then free what was superseded; a second call does nothing.
+        """Wait for `sync`, then free what nothing refers to; a second call does nothing.
 
         Raises:
             IoFailed, Fenced: what went wrong in `sync`.

@@ -6,7 +6,7 @@ and one extent is enough for one session.
 
 The bitmap in memory runs ahead of the one on disk, in the safe direction only: bits are
 set when blocks are handed out and written before the commit that uses them; bits are
-cleared after the commit that stopped using them. A crash therefore only leaks.
+cleared when neither record of a VDI leads to the block any more. A crash therefore only leaks.
 
 *Sealed.* For a collection (`core.collection`) the bitmap of an extent is copied. From then on
 no block that is freed is handed out before the collection is over for this session, so every
@@ -48,6 +48,7 @@ from core.format import (
     Superblock,
 )
 from core.locks import Grant, Locks
+from core.slots import twin_of
 
 __all__ = ["Allocator", "Extent", "Run", "pristine", "read_bitmap", "read_header"]
 
@@ -76,7 +77,7 @@ class Extent:
         self._overhead = sb.overhead
         self._sequences = [part.sequence for part in parts]
         self._changed: set[int] = set()
-        self._unsettled: set[int] = set()
+        self._unsettled: dict[int, BitmapBlock] = {}
         joined = b"".join(part.bits for part in parts)
         self._bits = np.frombuffer(joined, np.uint8).copy()
         self._runs: deque[list[int]] = deque()
@@ -142,10 +143,16 @@ class Extent:
         if once.size != blocks.size:
             raise Corrupt("is freed twice", int(once[times > 1][0]))
         np.bitwise_and.at(self._bits, byte, ~bit)
-        if self._sealed is not None:
-            np.bitwise_and.at(self._sealed, byte, ~bit)
+        self.spare(blocks)
         self.free += blocks.size
         self._changed.update(np.unique(at // BITMAP_BITS).tolist())
+
+    def spare(self, blocks: NDArray[np.int64]) -> None:
+        """Take blocks out of the copy: they are freed in another way than by a sweep."""
+        if self._sealed is not None:
+            at = blocks - self._first
+            bit = np.left_shift(1, at & 7).astype(np.uint8)
+            np.bitwise_and.at(self._sealed, at >> 3, ~bit)
 
     @property
     def bits(self) -> NDArray[np.uint8]:
@@ -205,7 +212,7 @@ class Extent:
 
     def part_sequence(self, index: int) -> int:
         """Return the sequence number of a bitmap part; 0 if that is not durable."""
-        return 0 if index in self._changed | self._unsettled else self._sequences[index]
+        return 0 if index in self._changed or index in self._unsettled else self._sequences[index]
 
     def changes(self) -> Iterator[BitmapBlock]:
         """Yield each bitmap part that changed, with its next sequence number.
@@ -214,16 +221,22 @@ class Extent:
         slot: the other slot is the only one that is known to be whole.
         """
         for index in sorted(self._changed):
-            if index not in self._unsettled:
-                self._unsettled.add(index)
-                self._sequences[index] += 1
+            self._sequences[index] += index not in self._unsettled
             bits = self._bits[index * BITMAP_BYTES : (index + 1) * BITMAP_BYTES]
             used = int(np.bitwise_count(bits).sum())
-            yield BitmapBlock(self.number, index, self._sequences[index], used, bits.tobytes())
+            part = BitmapBlock(self.number, index, self._sequences[index], used, bits.tobytes())
+            self._unsettled[index] = part
+            yield part
         self._changed.clear()
 
-    def settled(self) -> None:
-        """Note that all parts handed out so far are durable."""
+    def twins(self) -> Iterator[BitmapBlock]:
+        """Yield what the other slots are to hold of the parts handed out and not settled."""
+        yield from map(twin_of, self._unsettled.values())
+
+    def settled(self, twice: bool = False) -> None:
+        """Note that all parts handed out so far are durable, in both slots if `twice`."""
+        for index in self._unsettled:
+            self._sequences[index] += twice
         self._unsettled.clear()
 
 
@@ -421,7 +434,7 @@ class Allocator:
         return runs
 
     def release(self, blocks: Sequence[int] | NDArray[np.int64]) -> None:
-        """Make blocks free for reuse; call it only after the commit that dropped them.
+        """Make blocks free for reuse; call it only when no record on disk leads to them.
 
         While there is a seal they wait for its end. Blocks in extents of other sessions stay
         allocated: garbage collection frees them. Where there may be other sessions that goes
@@ -444,6 +457,15 @@ class Allocator:
                 extent.clear(mine)
                 if number in self._extents:
                     self._free += mine.size
+
+    def spare(self, blocks: Sequence[int]) -> None:
+        """Have no collection free blocks that are going to be released, seal or not."""
+        if self._deferred is None or not blocks:
+            return
+        array = np.asarray(blocks, np.int64)
+        owner = array // self._sb.extent_blocks
+        for extent in self._held():
+            extent.spare(array[owner == extent.number])
 
     def allocated(self, number: int) -> NDArray[np.uint8]:
         """Return which blocks of an extent are allocated for data, nodes and log blocks.
@@ -647,11 +669,20 @@ class Allocator:
             writes += [packed_bitmap(sb, part) for part in extent.changes()]
         return writes
 
-    def settled(self) -> None:
-        """Note that everything `changes` returned so far is durable."""
+    def twins(self) -> list[tuple[int, bytes]]:
+        """Return (block, contents) of the other slot of every bitmap part of `changes`.
+
+        They are for after a flush of `changes`. Before more changes they are flushed themselves,
+        and `settled` hears of them.
+        """
+        parts = chain.from_iterable(extent.twins() for extent in self._held())
+        return [packed_bitmap(self._sb, part) for part in parts]
+
+    def settled(self, twice: bool = False) -> None:
+        """Note that everything `changes` returned so far is durable, `twins` too if `twice`."""
         self._unsettled.clear()
         for extent in self._held():
-            extent.settled()
+            extent.settled(twice)
 
     @property
     def held(self) -> Collection[int]:

@@ -85,11 +85,11 @@ def _current(
     device: BlockDevice, sb: Superblock, pair: Pair[T], session: bytes, first: int, what: str
 ) -> T:
     """Return the current version of a pair of slots, the first of which is block `first`."""
-    current = pair.current
-    if current is None:
+    slot, current = pair.slot, pair.current
+    if slot is None or current is None:
         raise Corrupt(f"both slots {what} are damaged", first, _REPAIR)
     if pair.doubtful and not is_quiet(device, sb, session):
-        other = first + 1 - current.sequence % 2
+        other = first + 1 - slot
         raise Corrupt(f"is damaged: the newest version {what} may be lost", other, _REPAIR)
     return current
 

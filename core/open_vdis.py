@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 
 from core.blockstore import Blockstore
 from core.commit import PendingCommit
-from core.errors import Bug, Fenced, InUse, NotFound, ParallaxError
+from core.errors import Bug, Fenced, InUse, NoSpace, NotFound, ParallaxError
 from core.format import LIVE, VdiRecord
 from core.locks import Grant, Locks
 from core.registry import Registry
@@ -239,7 +239,7 @@ class OpenVdis(ABC):
         for error in pending.left_out.values():
             raise error
 
-    def _commit_last(self, vdis: Iterable[Vdi]) -> None:
+    def _commit_last(self, vdis: Collection[Vdi]) -> None:
         """Commit VDIs that are given up, and leave word that nobody writes to them.
 
         That takes a commit of its own only where another session could come next.
@@ -253,6 +253,35 @@ class OpenVdis(ABC):
                 left.append(vdi)
         if left:
             self.commit(left, left)
+        again = [vdi for vdi in vdis if vdi.keeps and not vdi.is_lost]
+        if again:
+            with suppress(NoSpace):  # a collection finds what it would have freed
+                self.repeat(again, again)
+
+    def repeat(self, vdis: Collection[Vdi], last: Collection[Vdi] = ()) -> None:
+        """Commit VDIs so that, if they have not changed, both records of each say the same.
+
+        Arguments and errors as `commit`.
+        """
+        for vdi in vdis:
+            vdi.repeat()
+        self.commit(vdis, last)
+
+    def free_superseded(self) -> None:
+        """Free what commits have superseded, or will; raises as `commit`.
+
+        The first commit supersedes it, with the second one no record refers to it.
+        """
+        for _ in range(2):
+            self.repeat([vdi for vdi in self.all_held() if vdi.keeps])
+
+    def commit_for_seal(self) -> None:
+        """Commit everything, and have both records say the same where that is done already.
+
+        Raises:
+            NoSpace, IoFailed, Fenced: as `commit`.
+        """
+        self.repeat(self.all_held())
 
     def settle(self) -> None:
         """Finish the commit under way, if there is one: two never overlap.

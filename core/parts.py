@@ -65,3 +65,9 @@ class Whole(Opener, Protocol):
 
     def settle(self) -> None:
         """Finish the commit under way."""
+
+    def repeat(self, vdis: Collection[Vdi], last: Collection[Vdi] = ()) -> None:
+        """Commit VDIs so that both records of each say the same."""
+
+    def secure(self, record: VdiRecord) -> None:
+        """Make both records of a VDI say the same."""

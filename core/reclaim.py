@@ -64,12 +64,15 @@ class Roots:
 
     Attributes:
         records: all VDI records.
+        before: those that are in the other slot and say something else. What they lead to stays
+            as well: if the newer one is lost, somebody goes on with them.
         keep: states of VDIs of which nothing is freed; deleted VDIs in another state are
             given up.
         reading: trees that are read at the moment, whatever became of their snapshots.
     """
 
     records: Sequence[VdiRecord]
+    before: Sequence[VdiRecord] = ()
     keep: Collection[int] = KEEP_LIVE
     reading: Sequence[RadixMap] = ()
 
@@ -110,6 +113,12 @@ class Garbage:
             if record.state in roots.keep:
                 marks.add_vdi(record)
         self.reached = marks.done()
+        staying = {record.id for record in roots.records if record.state in roots.keep}
+        for record in roots.before:
+            if record.id in staying:
+                older = _Marks(store, progress, len(allocated), _in(self.reached), _ignore)
+                older.add_vdi(record)
+                self.reached |= older.done()
         self.blocks = allocated
         self.blocks -= self.reached
 
@@ -271,6 +280,17 @@ def read_records(store: Blockstore) -> list[VdiRecord]:
             raise record
         records.append(record)
     return records
+
+
+def read_before(store: Blockstore) -> list[VdiRecord]:
+    """Return the records in the other slots, of VDIs whose slots do not say the same."""
+    before = []
+    for _, pair in Registry(store).pairs():
+        slot = pair.slot
+        older = None if slot is None else pair.found[1 - slot]
+        if older is not None and not pair.are_twins:
+            before.append(older)
+    return before
 
 
 def retire(store: Blockstore, locks: Locks, records: Sequence[VdiRecord]) -> None:

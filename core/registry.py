@@ -117,10 +117,10 @@ class Registry:
 
     def _judge(self, number: int, pair: Pair[VdiRecord]) -> VdiRecord | Corrupt | None:
         """Return the record that counts where not both slots are valid."""
-        store, current = self._store, pair.current
+        store, slot, current = self._store, pair.slot, pair.current
         if pair.never_made:
             return None  # a creation that a crash cut off; a finished one fills both slots
-        if current is None:
+        if slot is None or current is None:
             return Corrupt(
                 f"both records of VDI {number} are damaged", store.sb.vdi_slot(number, 0), _REPAIR
             )
@@ -129,7 +129,7 @@ class Registry:
             return Corrupt(
                 f"the newest record of VDI {number} {current.name!r} may be lost: this one is"
                 f" damaged, the other one is of commit {current.sequence}",
-                store.sb.vdi_slot(number, 1 - current.sequence % 2),
+                store.sb.vdi_slot(number, 1 - slot),
                 "'plxsh store check --repair' goes on with that commit",
             )
         return current

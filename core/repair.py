@@ -26,7 +26,6 @@ from core.findings import Loss, Report
 from core.format import (
     BITMAP_BITS,
     BITMAP_BYTES,
-    BLOCK,
     BLOCK_SHIFT,
     DELETED,
     FREE,
@@ -112,7 +111,8 @@ def _numbers(store: Blockstore) -> list[int]:
 def _sessions(store: Blockstore) -> Steps:
     """Write the list of sessions, with this one on it; the session after it empties the list."""
     untidy = store.sb.stamped and not is_quiet(store.device, store.sb)
-    damaged = Condition.DAMAGED in read_sessions(store.device, store.sb).conditions
+    pair = read_sessions(store.device, store.sb)
+    damaged = Condition.DAMAGED in pair.conditions or pair.has_gap
     store.enroll()
     if untidy or (damaged and store.sb.stamped):
         yield Step(False, "the list of sessions is written again")
@@ -128,7 +128,7 @@ def _records(store: Blockstore, checker: Checker) -> Steps:
     """Give table entries that cannot be read back; renew those with impossible slots."""
     slots, suspect = checker.slots.vdis, checker.report.suspect
     for number, pair in list(Registry(store).pairs()):
-        found = pair.current or _out_of_place(store, number)
+        found = pair.current
         if number not in slots | suspect:
             continue
         if found is None:
@@ -150,15 +150,6 @@ def _records(store: Blockstore, checker: Checker) -> Steps:
         else:
             _write_twice(store, found)
             yield Step(False, f"both records of VDI {number} are written again")
-
-
-def _out_of_place(store: Blockstore, number: int) -> VdiRecord | None:
-    """Return the newest record of a VDI that is in the wrong slot of it."""
-    blocks = [store.sb.vdi_slot(number, slot) << BLOCK_SHIFT for slot in (0, 1)]
-    found = [
-        VdiRecord.unpack(store.device.pread(at, BLOCK), store.sb.uuid, number) for at in blocks
-    ]
-    return max(filter(None, found), key=lambda record: record.sequence, default=None)
 
 
 def _freed(record: VdiRecord) -> VdiRecord:

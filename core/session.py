@@ -234,6 +234,21 @@ class Session(Collecting):
         image.attend = self.attend
         return image
 
+    def secure(self, record: VdiRecord) -> None:
+        """Make both records of a VDI say the same, before another one builds on what it says.
+
+        Of one that another session has open that session does so, in its time. It needs the
+        lock `registry`.
+
+        Raises:
+            NoSpace, IoFailed, Fenced: as `commit`.
+        """
+        here = [vdi for vdi in self.open_vdis if vdi.id == record.id]
+        if here:
+            self.repeat(here)
+        else:
+            Tidying(self.store, self.locks).vdi(record.id)
+
     def clones(self, record: VdiRecord) -> list[VdiRecord]:
         """Return the VDIs that were made from a snapshot of this one."""
         return [r for r in self.registry.vdis() if r.parent_uuid == record.uuid]

@@ -81,6 +81,8 @@ class SlotCheck:
         pair = read_sessions(self._store.device, sb)
         blocks = sb.sessions_slot(0), sb.sessions_slot(1)
         self._check_valid("the list of sessions", blocks, pair, Condition.TORN)
+        if pair.slot is not None and pair.has_gap and not self._beside:
+            self._gap("the list of sessions", blocks[1 - pair.slot])
         found = listed(self._store.device, sb)
         if not self._beside and (found.sessions or found.more):
             count = counted(len(found.sessions), "session") if found.sessions else "a session"
@@ -125,28 +127,30 @@ class SlotCheck:
 
     def _check_pair(self, what: str, blocks: tuple[int, int], pair: Pair[T]) -> T | None:
         """Check two slots; return the current version, None when it is not known."""
-        current = pair.current
+        slot, current = pair.slot, pair.current
         before = len(self._report.findings)
         self._check_valid(what, blocks, pair, None if self.quiet else Condition.TORN)
-        if current is None:
+        if slot is None or current is None:
             return None
         if pair.doubtful and not self.quiet:
-            self._damage(blocks[current.sequence % 2], f"the newest version of {what} may be lost")
+            self._damage(blocks[slot], f"the newest version of {what} may be lost")
             return None
         one, other = pair.found
         reported = len(self._report.findings) > before
         if one is not None and other is not None and not reported:
-            if abs(one.sequence - other.sequence) != 1 and not self._beside:
-                self._damage(
-                    blocks[1 - current.sequence % 2],
-                    f"is not the version before that of {what}: it was lost, or is a stale one",
-                )
+            if pair.has_gap and not self._beside:
+                self._gap(what, blocks[1 - slot])
             elif self.quiet and not pair.are_twins:
                 self._damage(
-                    blocks[current.sequence % 2],
+                    blocks[slot],
                     f"the slots of {what} differ: one was lost, or is a stale one",
                 )
         return current
+
+    def _gap(self, what: str, block: int) -> None:
+        self._damage(
+            block, f"is not the version before that of {what}: it was lost, or is a stale one"
+        )
 
     def _check_valid(
         self, what: str, blocks: tuple[int, int], pair: Pair[T], crash: Condition | None

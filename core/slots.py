@@ -32,8 +32,9 @@ class Pair(Generic[T]):
     """The two slots of one thing.
 
     Attributes:
-        found: what each holds, None where it is not valid.
-        conditions: what each is.
+        found: what each holds, None where nothing can be read. A version that is not of this
+            slot but of the other one was misplaced; what it says is right all the same.
+        conditions: what each is; of one that is misplaced, damaged.
     """
 
     found: tuple[T | None, T | None]
@@ -53,19 +54,29 @@ class Pair(Generic[T]):
         for slot in (0, 1):
             block = raw[slot * BLOCK : (slot + 1) * BLOCK]
             version = unpack(block)
-            if version is not None and version.sequence % 2 != slot:
-                version = None
-            conditions.append(condition(kind, block, version is not None))
+            at_home = version is not None and version.sequence % 2 == slot
+            conditions.append(condition(kind, block, at_home))
             found.append(version)
         return cls((found[0], found[1]), (conditions[0], conditions[1]))
 
     @property
+    def slot(self) -> int | None:
+        """Which one counts: the one with the highest sequence number; None when none can be read.
+
+        Of two with the same number the one that is where it belongs.
+        """
+        ranks = [
+            (version.sequence, version.sequence % 2 == slot, slot)
+            for slot, version in enumerate(self.found)
+            if version is not None
+        ]
+        return max(ranks)[2] if ranks else None
+
+    @property
     def current(self) -> T | None:
-        """The valid one with the higher sequence number, None when none is valid."""
-        one, other = self.found
-        if one is None or other is None:
-            return one or other
-        return one if one.sequence > other.sequence else other
+        """The version that counts, None when none can be read."""
+        slot = self.slot
+        return None if slot is None else self.found[slot]
 
     @property
     def as_formatted(self) -> bool:
@@ -84,13 +95,25 @@ class Pair(Generic[T]):
 
     @property
     def doubtful(self) -> bool:
-        """Whether a newer version than `current` may have been lost, if a session has died."""
-        current = self.current
-        if current is None:
+        """Whether a newer version than `current` may have been lost, if a session has died.
+
+        A version that is misplaced has not hidden a newer one if what is older is in the slot
+        that it was meant for: that is where a newer one would not be.
+        """
+        slot, current = self.slot, self.current
+        if slot is None or current is None:
             return not self.never_made
-        other = self.conditions[1 - current.sequence % 2]
+        if current.sequence % 2 != slot:
+            return self.conditions[1 - slot] not in (Condition.VALID, Condition.SCARRED)
+        other = self.conditions[1 - slot]
         first = current.sequence == 1 and other is Condition.EMPTY
         return other in (Condition.DAMAGED, Condition.EMPTY) and not first
+
+    @property
+    def has_gap(self) -> bool:
+        """Whether a version is missing between two: one was lost, or is a stale one."""
+        one, other = self.found
+        return one is not None and other is not None and abs(one.sequence - other.sequence) != 1
 
     @property
     def are_twins(self) -> bool:
@@ -98,8 +121,21 @@ class Pair(Generic[T]):
         one, other = self.found
         if one is None or other is None:
             return one is other and self.never_made and Condition.TORN not in self.conditions
+        if one.sequence % 2 or not other.sequence % 2:
+            return False
         first, second = sorted((one, other), key=lambda version: version.sequence)
         return twin_of(first) == second
+
+    def twins(self) -> list[T]:
+        """Return what to write, one after the other, to have `current` twice.
+
+        One that is misplaced is first copied to the other slot, and only then written over.
+        """
+        slot, current = self.slot, self.current
+        if slot is None or current is None:
+            return []
+        twin = twin_of(current)
+        return [twin] if current.sequence % 2 == slot else [twin_of(twin), twin_of(twin_of(twin))]
 
 
 def twin_of(version: T) -> T:

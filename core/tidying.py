@@ -12,13 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from core.blockstore import Blockstore
-from core.errors import Corrupt, InUse, TooEarly
+from core.errors import BadRequest, Corrupt, InUse, TooEarly
 from core.extent_disk import bitmap_pairs, header_pair, packed_bitmap, packed_header
 from core.format import BLOCK_SHIFT, ZERO_BLOCK, VdiRecord
 from core.locks import Grant, Locks
 from core.mkfs import write_superblock
 from core.registry import Registry
-from core.slots import Pair, T, twin_of
 
 
 class Tidying:
@@ -47,6 +46,25 @@ class Tidying:
             self._store.device.flush()
         self._store.touched -= vdis
         touched -= extents
+
+    def vdis(self) -> None:
+        """Make both slots of every VDI say the same that is not in use; raises as `own`.
+
+        To be called by one who has the lock `registry`.
+        """
+        behind = [number for number, pair in self._registry.pairs() if not pair.are_twins]
+        if behind:
+            self._store.enroll()
+            for number in behind:
+                self._tidy_vdi(number)
+            self._store.device.flush()
+
+    def vdi(self, number: int) -> None:
+        """Do the same for one VDI."""
+        if not self._registry.pair(number).are_twins:
+            self._store.enroll()
+            self._tidy_vdi(number)
+            self._store.device.flush()
 
     def all(self) -> bool:
         """Tidy up what all sessions have left; to be called by one that is alone, after `own`.
@@ -82,10 +100,9 @@ class Tidying:
         if pair.never_made:  # what a crash left of its creation
             self._write([(self._store.sb.vdi_slot(number, slot), ZERO_BLOCK) for slot in (0, 1)])
             return True
-        twin = self._twin(pair)
-        if twin is None:
+        if pair.doubtful:
             return False
-        self._write([self._packed(twin)])
+        self._write(map(self._packed, pair.twins()))
         return True
 
     def _packed(self, record: VdiRecord) -> tuple[int, bytes]:
@@ -111,26 +128,14 @@ class Tidying:
     def _write_extent(self, number: int) -> bool:
         device, sb = self._store.device, self._store.sb
         header = header_pair(device, sb, number)
-        writes = []
+        parts = [pair for pair in bitmap_pairs(device, sb, number) if not pair.are_twins]
+        if header.doubtful or any(pair.doubtful for pair in parts):
+            return False
         if not header.are_twins:
-            new = self._twin(header)
-            if new is None:
-                return False
-            writes.append(packed_header(sb, new))
-        for pair in bitmap_pairs(device, sb, number):
-            if not pair.are_twins:
-                part = self._twin(pair)
-                if part is None:
-                    return False
-                writes.append(packed_bitmap(sb, part))
-        self._write(writes)
+            self._write(packed_header(sb, new) for new in header.twins())
+        for pair in parts:
+            self._write(packed_bitmap(sb, new) for new in pair.twins())
         return True
-
-    def _twin(self, pair: Pair[T]) -> T | None:
-        """Return what the other slot is to hold, None if what it should be is not known."""
-        if pair.current is None or pair.doubtful:
-            return None
-        return twin_of(pair.current)
 
     def _write(self, writes: Iterable[tuple[int, bytes]]) -> None:
         for block, data in writes:
@@ -140,7 +145,7 @@ class Tidying:
         """Do work under a lock; whoever has it does it in the end, if it may write."""
         try:
             grant = get()
-        except (Corrupt, TooEarly):
+        except (BadRequest, Corrupt, TooEarly):
             return False
         except InUse:
             grant = None

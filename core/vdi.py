@@ -90,6 +90,8 @@ class Vdi(Image):
         self._written = False
         self._retention: Retention | None = None
         self._newest: tuple[int, int] | None = None
+        self._superseded: list[int] = []
+        self._behind = True
 
     @property
     def id(self) -> int:
@@ -308,6 +310,19 @@ class Vdi(Image):
         # mypy cannot match names in a dict with the fields of a class
         self._edits = replace(self._edits or self.record, **fields)  # type: ignore[arg-type]
 
+    def repeat(self) -> None:
+        """Have the next commit leave two records that say the same, if it changes nothing else.
+
+        What the older one alone leads to is free then.
+        """
+        if self._behind:
+            self._edits = self.latest
+
+    @property
+    def keeps(self) -> bool:
+        """Whether there are blocks that get free with the next commits."""
+        return bool(self.map.freed or self._superseded)
+
     # -- snapshots ---------------------------------------------------------------------
 
     def snapshot(self, label: str = "", scheduled: bool = False) -> SnapshotId:
@@ -440,7 +455,8 @@ class Vdi(Image):
     def change(self, last: bool = False) -> Change | None:
         """Return what a commit has to write for this VDI, None when that is nothing.
 
-        When its commit could not be prepared, `not_committed` takes it back.
+        When its commit could not be prepared, `not_committed` takes it back. What the commit
+        supersedes is free with the next one: until then the record before leads to it.
 
         Args:
             last: nothing is written in place after this commit, and the record says so. Whoever
@@ -454,10 +470,10 @@ class Vdi(Image):
             return None
         self._freeze()
         self._fresh.clear()
-        freed, self.map.freed = self.map.freed, []
+        freed, self._superseded, self.map.freed = self._superseded, self.map.freed, []
         old = self.record
         edited, self._edits = self._edits or old, None
-        self.record = replace(
+        new = replace(
             edited,
             sequence=old.sequence + 1,
             root=self.map.root,
@@ -468,13 +484,15 @@ class Vdi(Image):
             own=max(0, self.map.own),
             token=self._grant.token,
             session=NOBODY if last else self.store.session,
-            modified_ns=time.time_ns(),
         )
-        return Change(old, self.record, self._grant, freed)
+        self._behind = bool(self._superseded) or new != replace(old, sequence=new.sequence)
+        self.record = replace(new, modified_ns=time.time_ns()) if self._behind else new
+        return Change(old, self.record, self._grant, freed, self._superseded)
 
     def not_committed(self, change: Change) -> None:
         """Take a change back into the list of what the next commit has to write."""
-        self.map.freed = [*change.freed, *self.map.freed]
+        self.map.freed = [*self._superseded, *self.map.freed]
+        self._superseded = [*change.freed]
         edits = self._edits or change.new
         self._edits = replace(edits, sequence=change.old.sequence, token=change.old.token)
         self.record = change.old

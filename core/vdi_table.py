@@ -119,6 +119,8 @@ class VdiTable:
         under the same lock, and so finds the clone.
         """
         source = None if parent is None else self._session.owner(parent)
+        if source is not None:
+            self._session.secure(source)
         number = self._next_id()
         old = self._registry.get(number)
         grant = self._locks.acquire(f"vdi/{number}", old.token if old else 0)
@@ -185,6 +187,7 @@ class VdiTable:
             try:
                 vdi.amend(state=LIVE, deleted_ns=0, name=name)
                 self._session.commit([vdi], [vdi])
+                self._session.repeat([vdi], [vdi])  # a lost record must not delete it again
             finally:
                 vdi.close()
         self.forget()

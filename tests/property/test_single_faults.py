@@ -186,8 +186,8 @@ def world() -> World:
 
 # -- faults ----------------------------------------------------------------------------
 
-Fault = tuple[int, str, bytes]
-"""Which block, what became of it, and the bytes that are there now."""
+Fault = tuple[int, str, Pages]
+"""Which block, what became of it, and what is on the device now where it differs."""
 
 
 def flips(world: World, block: int, bits: range | list[int]) -> Iterator[Fault]:
@@ -195,21 +195,27 @@ def flips(world: World, block: int, bits: range | list[int]) -> Iterator[Fault]:
     for bit in bits:
         flipped = bytearray(page)
         flipped[bit >> 3] ^= 1 << (bit & 7)
-        yield block, f"bit {bit} flipped", bytes(flipped)
+        yield block, f"bit {bit} flipped", {block: bytes(flipped)}
 
 
 def others(world: World, kind: str, block: int, rng: random.Random) -> Iterator[Fault]:
     """What a lost, stale or misplaced write leaves of a block."""
     page = world.pages.get(block, ZERO_BLOCK)
     versions = world.history.get(block, [ZERO_BLOCK])
-    if len(versions) > 1:
-        yield block, "last write lost", versions[-2]
-        yield block, "stale", rng.choice(versions[:-1])
     blocks = world.kinds[kind]
     twin = blocks[blocks.index(block) ^ 1] if kind not in ("node", "log") else block
-    yield block, "is its twin", world.pages.get(twin, ZERO_BLOCK)
-    yield block, "is another of its kind", world.pages.get(rng.choice(blocks), ZERO_BLOCK)
-    yield block, "is of another kind", world.pages.get(world.kinds["node"][0], page)
+    if len(versions) > 1:
+        yield block, "last write lost", {block: versions[-2]}
+        yield block, "stale", {block: rng.choice(versions[:-1])}
+        for place, other in ("its twin", twin), ("another one", rng.choice(blocks)):
+            if other != block:
+                yield block, f"written to {place} by mistake", {block: versions[-2], other: page}
+    for place, other in (
+        ("its twin", twin),
+        ("another of its kind", rng.choice(blocks)),
+        ("of another kind", world.kinds["node"][0]),
+    ):
+        yield block, f"is {place}", {block: world.pages.get(other, ZERO_BLOCK)}
 
 
 def faults(world: World, rng: random.Random, sampled: int) -> Iterator[tuple[str, Fault]]:
@@ -220,7 +226,7 @@ def faults(world: World, rng: random.Random, sampled: int) -> Iterator[tuple[str
             every = range(8 * 128)
             bits = [*every] if few else [rng.randrange(8 * BLOCK) for _ in range(sampled)]
             for fault in (*flips(world, block, bits), *others(world, kind, block, rng)):
-                if fault[2] != world.pages.get(block, ZERO_BLOCK):
+                if any(page != world.pages.get(at, ZERO_BLOCK) for at, page in fault[2].items()):
                     yield kind, fault
 
 
@@ -277,8 +283,7 @@ def _read(session: Session) -> Contents:
 
 
 def judge(world: World, kind: str, fault: Fault) -> None:
-    block, _, page = fault
-    pages = {**world.pages, block: page}
+    pages = {**world.pages, **fault[2]}
     try:
         store = Blockstore(world.device(pages))
     except NotAStore:
@@ -339,7 +344,7 @@ def test_a_repair_that_forgets_to_tidy_up_is_found(
     monkeypatch.setattr(repairing, "_extents", lambda *_: iter(()))
     block = world.kinds["bitmap"][0]
     with pytest.raises(AssertionError):
-        judge(world, "bitmap", (block, "gone", noise(BLOCK)))
+        judge(world, "bitmap", (block, "gone", {block: noise(BLOCK)}))
 
 
 def test_records_are_what_they_were(world: World) -> None:
