@@ -5,13 +5,16 @@ from __future__ import annotations
 from contextlib import closing
 from typing import Final
 
+from core.blockset import BlockSet
 from core.blockstore import Blockstore, Mode
 from core.checker import look
 from core.collection import Sealing
 from core.device import Cache
 from core.errors import Corrupt, IoFailed
 from core.findings import Finding, Report
+from core.format import LIVE, VdiRecord
 from core.progress import Progress, silent
+from core.reclaim import reached_before, read_before
 from core.registry import Registry
 from core.session import Session
 
@@ -84,6 +87,10 @@ def _look_beside(session: Session, sealing: Sealing, progress: Progress) -> Repo
     settled = sealing.allocated()
     with sealing.registry():
         table = dict(Registry(session.store).scan())
+        before = read_before(session.store)
+    live = {n for n, r in table.items() if isinstance(r, VdiRecord) and r.state == LIVE}
+    before = [record for record in before if record.id in live]
+    settled -= reached_before(session.store, before, BlockSet(0))
     return look(session.store, sealing.heard(progress), table, settled).report
 
 

@@ -124,14 +124,21 @@ class Commit:
             self._store.device.flush()
             if not self._changes:
                 return
-            for block, bitmap in self._twins:
-                self._store.write(block, [bitmap])
+            self._write_twins()
             for change in self._changes:
                 if self._is_held(change):
                     with self._alone(change):
                         self._check_fence(change)
                         self._registry.write(change.new)
             self._store.device.flush()
+
+    def _write_twins(self) -> None:
+        """Write bitmaps a second time; where that cannot be, once has to be enough."""
+        try:
+            for block, bitmap in self._twins:
+                self._store.write(block, [bitmap])
+        except (NoSpace, Fenced):
+            self._twins = []
 
     @contextmanager
     def _alone(self, change: Change) -> Iterator[None]:
@@ -165,7 +172,7 @@ class Commit:
         Of a VDI that was lost nothing is free: its records on disk may still refer to it.
         """
         if self._changes:
-            self._store.allocator.settled(twice=True)
+            self._store.allocator.settled(twice=bool(self._twins))
         for change in self._changes:
             if change.new.id not in self.lost:
                 with self._alone(change):

@@ -114,11 +114,8 @@ class Garbage:
                 marks.add_vdi(record)
         self.reached = marks.done()
         staying = {record.id for record in roots.records if record.state in roots.keep}
-        for record in roots.before:
-            if record.id in staying:
-                older = _Marks(store, progress, len(allocated), _in(self.reached), _ignore)
-                older.add_vdi(record)
-                self.reached |= older.done()
+        before = [record for record in roots.before if record.id in staying]
+        self.reached |= reached_before(store, before, self.reached)
         self.blocks = allocated
         self.blocks -= self.reached
 
@@ -291,6 +288,14 @@ def read_before(store: Blockstore) -> list[VdiRecord]:
         if older is not None and not pair.are_twins:
             before.append(older)
     return before
+
+
+def reached_before(store: Blockstore, before: Sequence[VdiRecord], known: BlockSet) -> BlockSet:
+    """Return what older records lead to, down to what is `known`; damage is left out."""
+    marks = _Marks(store, silent, 0, _in(known), _ignore)
+    for record in before:
+        marks.add_vdi(record)
+    return marks.done()
 
 
 def retire(store: Blockstore, locks: Locks, records: Sequence[VdiRecord]) -> None:

@@ -47,7 +47,7 @@ class Shown(NamedTuple):
     found: VdiFound | None
 
 
-class Torn(Exception):
+class Torn(BaseException):
     """A crash state that is wrong, with how to see it again."""
 
 

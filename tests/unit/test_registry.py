@@ -109,8 +109,7 @@ def test_both_slots_say_the_same_where_nobody_writes(store: Blockstore, registry
         store.device.pwritev(at, [good])
     one, other = (store.device.pread(store.sb.vdi_slot(5, slot) * BLOCK, BLOCK) for slot in (0, 1))
     store.device.pwritev(store.sb.vdi_slot(5, 0) * BLOCK, [other, one])
-    with pytest.raises(Corrupt, match="both records of VDI 5"):
-        registry.get(5)
+    assert registry.get(5) in twins, "what they say is right wherever they are"
 
 
 def test_damage_is_reported_and_hides_nothing(store: Blockstore, registry: Registry) -> None:

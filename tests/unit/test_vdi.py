@@ -193,7 +193,9 @@ def test_trimming_whole_blocks_frees_them_after_the_commit() -> None:
     free = vdi.store.allocator.free
     vdi.trim(100, 9 * BLOCK)
     assert vdi.map.mapped == 2
-    assert vdi.store.allocator.free == free
+    commit(vdi)
+    assert vdi.store.allocator.free <= free
+    vdi.repeat()
     commit(vdi)
     assert vdi.store.allocator.free == free + 8
     assert vdi.read(0, 100) == noise(10 * BLOCK)[:100]
@@ -362,6 +364,8 @@ def test_a_full_store_keeps_everything_and_can_be_emptied() -> None:
     vdi.write(0, noise(BLOCK, "new"))  # what it owns still can be overwritten
     vdi.trim(BLOCK, 100 * BLOCK)
     commit(vdi)
+    vdi.repeat()
+    commit(vdi)
     vdi.write(7 << 20, noise(90 * BLOCK, "more"))
     commit(vdi)
     image = reopened(vdi)
@@ -387,7 +391,9 @@ def test_making_room_is_tried_once_for_those_that_did_not_fit() -> None:
 
     def make_room() -> bool:
         asked.append(vdi)
-        commit(vdi)
+        for _ in range(2):
+            vdi.repeat()
+            commit(vdi)
         return True
 
     vdi = new_vdi(8 << 20, memory_store(), make_room)
