@@ -68,6 +68,7 @@ class Answers:
             "vdi delete_snapshot": self._delete_snapshot,
             "vdi rename": self._rename,
             "vdi schedule": self._schedule,
+            "vdi repeat": self._repeat,
             "session images": self._images,
             "session grown": self._grown,
             "session seal": self._seal,
@@ -137,6 +138,11 @@ class Answers:
     def _schedule(self, which: str, argument: Argument) -> Work:
         vdi = self._vdi(which, argument)
         vdi.set_schedule(int(argument["every_ns"]), int(argument["keep"]))
+        return Work([vdi], dict)
+
+    def _repeat(self, which: str, argument: Argument) -> Work:
+        vdi = self._vdi(which, argument)
+        vdi.repeat()
         return Work([vdi], dict)
 
     def _images(self, _which: str, _argument: Argument) -> Work:

@@ -177,7 +177,7 @@ class Commit:
             if change.new.id not in self.lost:
                 with self._alone(change):
                     self._store.allocator.release(change.freed)
-                    self._store.allocator.spare(change.superseded)
+                    self._store.allocator.supersede(change.new.id, change.superseded)
 
 
 class PendingCommit:

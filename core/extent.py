@@ -285,6 +285,7 @@ class Allocator:
         self.low = 0
         self.when_low: Callable[[], None] = _nothing
         self._deferred: list[NDArray[np.int64]] | None = None
+        self._superseded: dict[int, NDArray[np.int64]] = {}
         self._free = 0
         self._reserved = 0
         self.taken = 0
@@ -458,14 +459,20 @@ class Allocator:
                 if number in self._extents:
                     self._free += mine.size
 
-    def spare(self, blocks: Sequence[int]) -> None:
-        """Have no collection free blocks that are going to be released, seal or not."""
-        if self._deferred is None or not blocks:
-            return
-        array = np.asarray(blocks, np.int64)
-        owner = array // self._sb.extent_blocks
-        for extent in self._held():
-            extent.spare(array[owner == extent.number])
+    def supersede(self, vdi: int, blocks: Sequence[int]) -> None:
+        """Note what is released with the next commit of a VDI, in place of what was noted before.
+
+        Until then no collection frees it: that is done once.
+        """
+        self._superseded.pop(vdi, None)
+        if blocks:
+            self._superseded[vdi] = np.asarray(blocks, np.int64)
+            for extent in self._held():
+                self._spare(extent)
+
+    def _spare(self, extent: Extent) -> None:
+        for blocks in self._superseded.values():
+            extent.spare(blocks[blocks // self._sb.extent_blocks == extent.number])
 
     def allocated(self, number: int) -> NDArray[np.uint8]:
         """Return which blocks of an extent are allocated for data, nodes and log blocks.
@@ -501,6 +508,7 @@ class Allocator:
         self._deferred = []
         for extent in self._extents.values():
             extent.seal()
+            self._spare(extent)
         return list(self._extents)
 
     def borrow(self, number: int) -> bool:
@@ -521,6 +529,7 @@ class Allocator:
             return False
         self._aside[number] = extent
         extent.seal()
+        self._spare(extent)
         return True
 
     @property

@@ -20,7 +20,7 @@ from core.blockstore import Blockstore, Mode
 from core.collecting import Collecting
 from core.collection import others
 from core.device import Cache
-from core.errors import BadRequest, Corrupt, IoFailed, NoSpace, NotFound, ParallaxError
+from core.errors import BadRequest, Corrupt, InUse, IoFailed, NoSpace, NotFound, ParallaxError
 from core.features import enable
 from core.finding import find_snapshot, has_snapshot, parse_snapshot_id, snapshots
 from core.format import INCOMPAT_SCHEDULES, LIVE, Superblock, VdiRecord
@@ -237,17 +237,19 @@ class Session(Collecting):
     def secure(self, record: VdiRecord) -> None:
         """Make both records of a VDI say the same, before another one builds on what it says.
 
-        Of one that another session has open that session does so, in its time. It needs the
-        lock `registry`.
+        One that others read stays as it is: they keep it from being written to.
 
         Raises:
-            NoSpace, IoFailed, Fenced: as `commit`.
+            NotFound, IoFailed: as `core.beside.wherever_open`.
         """
-        here = [vdi for vdi in self.open_vdis if vdi.id == record.id]
-        if here:
-            self.repeat(here)
-        else:
-            Tidying(self.store, self.locks).vdi(record.id)
+
+        def here(vdi: Vdi) -> Argument:
+            vdi.repeat()
+            return {}
+
+        if not self.registry.pair(record.id).are_twins:
+            with suppress(InUse):
+                wherever_open(self, record, "repeat", {}, here)
 
     def clones(self, record: VdiRecord) -> list[VdiRecord]:
         """Return the VDIs that were made from a snapshot of this one."""

@@ -59,13 +59,6 @@ class Tidying:
                 self._tidy_vdi(number)
             self._store.device.flush()
 
-    def vdi(self, number: int) -> None:
-        """Do the same for one VDI."""
-        if not self._registry.pair(number).are_twins:
-            self._store.enroll()
-            self._tidy_vdi(number)
-            self._store.device.flush()
-
     def all(self) -> bool:
         """Tidy up what all sessions have left; to be called by one that is alone, after `own`.
 

@@ -517,6 +517,7 @@ class Vdi(Image):
         if self._fresh and self.store.failed is None and self._lost is None:
             fresh = chain.from_iterable(range(start, start + size) for start, size in self._fresh)
             self.store.allocator.release(list(fresh))
+        self.store.allocator.supersede(self.id, ())
         self.map.abandon()
         self._grant.release()
 

@@ -15,7 +15,7 @@ MOST_EXPORTS: Final = 1000
 """Exports whose numbers are kept after their last client has gone."""
 METHODS: Final = frozenset(
     {
-        *("snapshot", "delete_snapshot", "rename", "schedule", "give_up", "take"),
+        *("snapshot", "delete_snapshot", "rename", "schedule", "repeat", "give_up", "take"),
         *("clients", "disconnect"),
         *("seal", "images", "sweep", "finish", "grown", "yield"),
     }

@@ -60,9 +60,7 @@ def test_a_command_takes_effect_or_does_not(job: Job, fault: Fault, stores: Stor
             happened = found != before
         works_again(job, store, found != before, after)
         stores.drop(store)
-    # What is written for tidiness alone comes last, and may be left out: twins, and the list.
-    writes = [point for point in where if point.name not in SYNCS]
-    assert spared == writes[len(writes) - len(spared) :]
+    # What is written for tidiness alone may be left out: twins, and the list of sessions.
     assert len(spared) > job.spare if fault is FULL else not spared
 
 
@@ -96,7 +94,8 @@ def test_a_repair_can_be_repeated(fault: Fault, stores: Stores) -> None:
         store = stores.new(REPAIR)
         log = store.parent / "log"
         done = run(REPAIR.command(store), log, fault.at(point))
-        told(done, fault, point)
+        if fault is not FULL or done.returncode:  # what is for tidiness alone may be left out
+            told(done, fault, point)
         nothing_follows_a_failed_sync(log)
         assert view(str(store)) == after, f"{point}: contents changed"
         works_again(REPAIR, store, False, after)

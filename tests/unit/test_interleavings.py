@@ -23,7 +23,6 @@ from core.errors import Corrupt, Fenced, InUse, NoSpace, NotFound
 from core.format import BLOCK, INCOMPAT_SCHEDULES, LOG_RECORDS, VdiRecord
 from core.registry import Registry
 from core.remote import Argument, ask
-from core.session import Session
 from core.vdi import Vdi
 
 
@@ -117,26 +116,58 @@ def test_who_wrote_to_a_lost_vdi_hears_of_it_in_the_end(pair: Pair, end: str) ->
 # -- what was queued -------------------------------------------------------------------
 
 
-def test_nodes_of_a_vdi_that_was_given_up_are_not_written_over_others(tmp_path: Path) -> None:
-    with Session.open(small_store(tmp_path, 64, 6)) as session:
-        record = session.create("dropped", 1 << 21)
-        with suppress(KeyError), session.opened(record) as vdi:
-            for at in range(0, 1 << 21, 1 << 19):
-                vdi.write(at, noise(BLOCK, at))
-            vdi.snapshot("never")  # its nodes are queued
-            raise KeyError
-        session.collect()
-        full = session.create("full", 400 * BLOCK)
-        with session.opened(full) as vdi:
-            written = 0
-            with suppress(NoSpace):
-                while True:
-                    vdi.write(written * BLOCK, noise(BLOCK, written))
-                    written += 1
-        assert written > 200
-        with session.opened(full) as vdi:
-            for block in range(written):
-                assert vdi.read(block * BLOCK, BLOCK) == noise(BLOCK, block), block
+def test_nodes_of_a_vdi_that_was_given_up_are_not_written_over_others() -> None:
+    session = Pair(extents=6).one
+    record = session.create("dropped", 1 << 21)
+    with suppress(KeyError), session.opened(record) as vdi:
+        for at in range(0, 1 << 21, 1 << 19):
+            vdi.write(at, noise(BLOCK, at))
+        vdi.snapshot("never")  # its nodes are queued
+        raise KeyError
+    session.collect()
+    full = session.create("full", 400 * BLOCK)
+    with session.opened(full) as vdi:
+        written = 0
+        with suppress(NoSpace):
+            while True:
+                vdi.write(written * BLOCK, noise(BLOCK, written))
+                written += 1
+    assert written > 200
+    with session.opened(full) as vdi:
+        for block in range(written):
+            assert vdi.read(block * BLOCK, BLOCK) == noise(BLOCK, block), block
+
+
+# -- what gets free while a collection is on -------------------------------------------
+
+
+def test_what_gets_free_after_the_seal_is_neither_swept_nor_used(pair: Pair) -> None:
+    """No root leads to it any more, and it may be another block's place by then."""
+    vdi = pair.one.open_vdi(pair.one.create("disk", 1 << 20))
+    vdi.write(0, noise(20 * BLOCK, "before"))
+    pair.one.commit([vdi])
+    attend = pair.two.attend
+
+    def change() -> None:
+        attend()
+        if pair.one.member.token:
+            pair.two.attend = attend  # type: ignore[method-assign]
+            vdi.trim(0, 20 * BLOCK)
+            for _ in range(2):
+                pair.one.repeat([vdi])
+            vdi.write(0, noise(50 * BLOCK, "after"))
+            pair.one.commit([vdi])
+
+    pair.two.attend = change  # type: ignore[method-assign]
+    plan = pair.two.plan_collection()
+    assert pair.two.attend is attend
+    with closing(plan):
+        pair.two.collect(plan)
+    made(pair.one, "other", 60)
+    assert is_whole(vdi, "after", 50)
+    pair.one.release(vdi)
+    pair.one.close()
+    assert pair.unreachable() == 0
 
 
 # -- extents on their way --------------------------------------------------------------
