@@ -35,11 +35,12 @@ rolled back to reaches.
 before the copy is reached by its records on disk, or is free, before step 2. What it
 allocated after is in no copy of its own. In extents of others it allocates nothing.
 
-*Order of commits.* What a commit drops is released with the next commit of the VDI, since the record
-in the other slot still leads to it: that one is among the roots too. Nothing is freed twice: what waits
-to be released is in no copy from the end of the commit that dropped it on, or from the seal on
-(`Allocator.supersede`), and a sweep first finishes the commit under way (`settle`). A commit that
-began after the sweep was asked for dropped what was still reachable in step 2, which is marked.
+*Order of commits.* What a commit drops is released with the next commit of the VDI, since the
+record in the other slot still leads to it: that one is among the roots too. Nothing is freed
+twice: what waits to be released is in no copy from the end of the commit that dropped it on, or
+from the seal on (`Allocator.supersede`), and a sweep first finishes the commit under way
+(`settle`). A commit that began after the sweep was asked for dropped what was still reachable in
+step 2, which is marked.
 
 *Case by case:*
 
