@@ -148,7 +148,7 @@ def test_a_failed_write_breaks_no_promise(fault: Fault, error: int, stores: Stor
         judge(tap, point)
         stores.drop(store)
     assert refused <= 1, "the list of sessions"
-    assert told >= len(where) // 2  # when space runs out, a second try may find some
+    assert told >= len(where) // 3  # when space runs out, a second try may find some
 
 
 @pytest.mark.parametrize("lie", LIES)
