@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from support.tap import NbdError, RawClient, contents_of, free_port, short_folde
 from core.collection import pack_bits
 from core.errors import Corrupt, InUse
 from core.lock_connection import LockConnection
+from core.lock_key import find_own_key
 from core.remote import ask
 from core.session import Session
 from core.tap import protocol as p
@@ -308,7 +310,8 @@ def test_a_vdi_goes_from_one_tap_to_another(place: Place, master: Master) -> Non
     master(LEASE)
     place.tap()
     address = place.variables["PARALLAX_LOCK_MASTER"]
-    with closing(LockConnection(address, "a test", scope=scope)) as locks:
+    key = partial(find_own_key, [place.variables["PARALLAX_STATE_DIR"]])
+    with closing(LockConnection(address, "a test", scope=scope, key=key)) as locks:
         first = {held.name for held in locks.holdings()}
         other = f"{place.folder}/other.sock"
         place.tap("--unix", other)
