@@ -41,7 +41,7 @@ class Doors:
     """Listening sockets.
 
     Args:
-        crowds: those who can be sent away when room is needed, in that order.
+        crowds: those who can be sent away when room is needed.
 
     Attributes:
         inside: returns how many connections there are.
@@ -140,8 +140,11 @@ class Doors:
             sock.close()
 
     def _make_room(self) -> bool:
-        """Send somebody away who has yet to say what it wants; false if there is nobody."""
-        return any(crowd.evict() for crowd in self._crowds)
+        """Send somebody away who has yet to say what it wants; false if there is nobody.
+
+        Of the largest crowd: a flood at one door is no reason to turn people away at another.
+        """
+        return any(crowd.evict() for crowd in sorted(self._crowds, key=len, reverse=True))
 
     def _complain(self) -> None:
         """Say that there are too many clients, once in a while."""
