@@ -25,8 +25,13 @@ ENDING: Final = (
     signal.SIGIO,
     signal.SIGPWR,
     signal.SIGXCPU,
+    signal.SIGSTKFLT,
+    *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
 )
-"""Those that end a process that does not handle them, and that say nothing of a bug in it."""
+"""Those that end a process that does not handle them, and that say nothing of a bug in it.
+
+What SIGPIPE and SIGXFSZ stand for is an error of the write.
+"""
 
 
 @contextmanager

@@ -13,26 +13,10 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Final
 
-_ENDING: Final = (
-    signal.SIGHUP,
-    signal.SIGQUIT,
-    signal.SIGTERM,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGALRM,
-    signal.SIGVTALRM,
-    signal.SIGPROF,
-    signal.SIGXCPU,
-    signal.SIGIO,
-    signal.SIGPWR,
-    signal.SIGSTKFLT,
-    *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
-)
-"""All that end a process unless it says otherwise, and do not stand for a fault in it.
+from core.ending import ENDING
 
-SIGINT is not among them: Python makes it a KeyboardInterrupt, and in the shell it ends a line
-and not the program. What SIGPIPE and SIGXFSZ stand for is an error of the write.
-"""
+_ENDING: Final = tuple(number for number in ENDING if number != signal.SIGINT)
+"""Python makes SIGINT a KeyboardInterrupt, and in the shell it ends a line, not the program."""
 
 
 class Ended(KeyboardInterrupt):
