@@ -132,8 +132,8 @@ def _map(path: str, image_format: str, look: Callable[[dict[str, Any]], None]) -
     def heard(text: str) -> None:
         nonlocal begun
         *lines, begun = (begun + text).split("\n")  # one range in each line
-        for line in lines:
-            look(json.loads(line.strip("[], ")))
+        for entry in filter(None, (line.strip("[], ") for line in lines)):
+            look(json.loads(entry))
 
     run("map", "--output=json", "-f", image_format, path, heard=heard)
     if begun.strip():

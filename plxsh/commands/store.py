@@ -142,9 +142,9 @@ def _contents(settings: Settings, path: str) -> str:
     return f"the blockstore on it with {counted(count, 'VDI')} and all their snapshots"
 
 
-def _refuse_small(path: str, size: int) -> None:
+def _refuse_small(settings: Settings, size: int) -> None:
     """Refuse a device without room for a store, as `FileDevice.resize` does."""
-    with closing(open_device(path, False, "none", "host")) as device:
+    with closing(open_device(settings.store, False, "none", settings.caching)) as device:
         device.check_room(size)
 
 
@@ -209,7 +209,7 @@ def grow(settings: Settings, extents: int) -> None:
             )
         else:
             check_geometry(size, extents)
-            _refuse_small(settings.store, size * extents)
+            _refuse_small(settings, size * extents)
     result = {
         "path": os.path.abspath(settings.store),
         "size": size * extents,

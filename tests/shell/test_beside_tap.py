@@ -130,6 +130,7 @@ def test_a_dry_run_changes_nothing(plx: Plx, tap: str) -> None:
     with RawClient(tap).go("web") as client:
         assert client.write(0, b"n" * 4096) == 0
         plx("snap", "create", "web")  # so that all is on disk
+        plx("store", "check")  # and both records say so
         before = plx.bytes()
         assert plx("-n", "vdi", "create", "new", "--size", "1M").out.startswith(
             "would create VDI 2"

@@ -339,11 +339,13 @@ def test_the_vdi_of_use_where_another_argument_follows(plx: Plx) -> None:
     plx("vdi", "validate", "base", "clean.img")
     asked = ("disk xen xvda", "disk xen xvda w", "disk xen web xvda", "disk xen web xvda r")
     found = [plx("-c", f"use base; {line}").out for line in asked]
-    assert [re.search(r"access=(..).*///(\d)", line).groups() for line in found] == [  # type: ignore[union-attr]
-        ("rw", "0"),
-        ("rw", "0"),
-        ("rw", "1"),
-        ("ro", "1"),
+    uuids = {vdi["uuid"]: vdi["name"] for vdi in plx("-o", "json", "vdi", "list").json["vdis"]}
+    meant = [re.search(r"access=(..).*///([-0-9a-f]{36})", line) for line in found]
+    assert [(line[1], uuids[line[2]]) for line in meant if line] == [
+        ("rw", "base"),
+        ("rw", "base"),
+        ("rw", "web"),
+        ("ro", "web"),
     ]
     told = plx.fails(3, "-c", "use base; vdi export @claen x.img")
     assert told == (

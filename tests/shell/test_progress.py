@@ -345,7 +345,11 @@ def test_a_conversion_that_is_interrupted_leaves_no_process(plx: Plx, tmp_path: 
     fake.parent.mkdir()
     fake.write_text(
         "#!/bin/sh\n"
-        "case $1 in info) echo '{\"virtual-size\": 1048576}';;\n"
+        'case "$*" in\n'
+        """*--backing-chain*) echo '[{"filename": "disk.vmdk", "format": "vmdk"}]';;\n"""
+        """info*) echo '{"virtual-size": 1048576}';;\n"""
+        "check*) exit 63;;\n"
+        "map*) echo '[]';;\n"
         f"*) echo $$ > {tmp_path}/pid; printf '    (50.00/100%%)\\r';\n"
         "   trap '' INT; exec sleep 99;;\n"
         "esac\n"
