@@ -2,7 +2,8 @@
 
 All entries of an upper node are the same, so one node a level is a whole tree: 512 GiB are
 three nodes and one leaf's 2 MiB of data. Nothing in it is owned, as after a snapshot, so
-this is a tree like any other: it passes `store check`, and a write copies its path.
+a write copies its path. No VDI comes to be like that by itself: one node is in many places, so
+`store check` calls it damaged.
 """
 
 from __future__ import annotations
