@@ -4,7 +4,8 @@ The slot says what it said before, which looks like the work of a session that w
 little earlier. So somebody goes on with what the other slot says: fills the store, changes what
 is there, collects. The VDI whose record was lost may be what it was; no other thing may change,
 neither now nor by what is done then, and nothing that could be read once is ever overwritten.
-Each block of data begins with the name of the VDI that it was written to.
+Each block of data begins with the name of the VDI that it was written to, but for those of
+sessions that share a store.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import pytest
+from support.flock import World
 from support.memory import MemoryDevice, Pages, RecordingDevice
 
 from core import commit, extent, tidying, vdi
@@ -39,10 +41,12 @@ class Killed(NamedTuple):
     Attributes:
         pages: all that is on the device.
         before: what each block held before its last write.
+        size: of the device, in bytes.
     """
 
     pages: Pages
     before: Pages
+    size: int
 
 
 def opened(device: MemoryDevice) -> Session:
@@ -71,6 +75,19 @@ def recorded(work: Callable[[Session], None]) -> Killed:
     rng = random.Random(3)
     device = RecordingDevice(EXTENT * EXTENTS * BLOCK)
     format_device(device, EXTENT * BLOCK, EXTENTS)
+    before = remembered(device)
+    with opened(device) as session:
+        for name in ("a", "b", "c"):
+            record = session.create(name, BLOCKS * BLOCK)
+            with session.opened(record) as open_vdi:
+                for block in rng.sample(range(BLOCKS), 12):
+                    open_vdi.write(block * BLOCK, stamped(name, rng))
+    work(opened(device))
+    return Killed(dict(device.pages), dict(before), device.size)
+
+
+def remembered(device: RecordingDevice) -> Pages:
+    """Return what each block held before its last write, from now on."""
     before: Pages = {}
     seen: Pages = dict(device.pages)
 
@@ -80,16 +97,17 @@ def recorded(work: Callable[[Session], None]) -> Killed:
             seen[block] = page
 
     device.on_write = note
-    with opened(device) as session:
-        for name in ("a", "b", "c"):
-            record = session.create(name, BLOCKS * BLOCK)
-            with session.opened(record) as open_vdi:
-                for block in rng.sample(range(BLOCKS), 12):
-                    open_vdi.write(block * BLOCK, stamped(name, rng))
-    work(opened(device))
-    killed = Killed(dict(device.pages), before)
-    device.on_write = lambda *_: None
-    return killed
+    return before
+
+
+def of_several_sessions(seed: int) -> Killed:
+    """Several sessions share a store, collect, and are killed all at once."""
+    world = World(seed, recording=True)
+    assert isinstance(world.device, RecordingDevice)
+    before = remembered(world.device)
+    for _ in range(70):
+        world.act(world.rng.choice(world.runners))
+    return Killed(dict(world.device.pages), dict(before), world.device.size)
 
 
 def step(session: Session, rng: random.Random, number: int) -> None:
@@ -157,10 +175,6 @@ def go_on(device: MemoryDevice, lost: str) -> None:
     rng = random.Random(5)
     with opened(device) as session:
         before = read_all(session)
-        for name, blocks in before.items():
-            family = name.partition("@")[0].split("-")[0]
-            for block in blocks.values():
-                assert block[:16].strip().decode().split("-")[0] == family, f"{lost}: {name}"
         fill_up(session, rng)
         check(session, before, lost)
         for record in session.registry.vdis():
@@ -175,6 +189,14 @@ def go_on(device: MemoryDevice, lost: str) -> None:
             session.collect()
         fill_up(session, rng)
         check(session, before, lost)
+
+
+def is_of_its_family(device: MemoryDevice, lost: str) -> None:
+    """No VDI shows what was written to one that it does not descend from."""
+    for name, blocks in read_all(opened(device)).items():
+        family = name.partition("@")[0].split("-")[0]
+        for block in blocks.values():
+            assert block[:16].strip().decode().split("-")[0] == family, f"{lost}: {name}"
 
 
 def fill_up(session: Session, rng: random.Random) -> None:
@@ -204,24 +226,38 @@ def places(store: Blockstore) -> Iterator[tuple[str, int]]:
             yield f"bitmap of extent {number}", sb.bitmap_slot(number, 0, slot)
 
 
-def each_lost(killed: Killed) -> int:
-    """Lose the last write of each slot in turn, and go on; return how many there were."""
-    size = EXTENT * EXTENTS * BLOCK
-    store = Blockstore(MemoryDevice(size, killed.pages))
-    count = 0
+def each_lost(killed: Killed, told_apart: bool = True) -> int:
+    """Lose nothing, then the last write of each slot in turn, and go on.
+
+    Args:
+        killed: what there was before.
+        told_apart: whether blocks of data begin with the name of their VDI.
+
+    Returns:
+        How many there were.
+    """
+    store = Blockstore(MemoryDevice(killed.size, killed.pages))
+    cases: list[tuple[str, Pages]] = [("nothing", {})]
     for what, block in places(store):
         was = killed.before.get(block)
         if was is not None and was != killed.pages[block]:
-            go_on(MemoryDevice(size, {**killed.pages, block: was}), f"{what}, block {block}")
-            count += 1
-    return count
+            cases.append((f"{what}, block {block}", {block: was}))
+    for what, lost in cases:
+        device = MemoryDevice(killed.size, {**killed.pages, **lost})
+        if told_apart:
+            is_of_its_family(device, what)
+        go_on(device, what)
+    return len(cases)
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_one_lost_write_of_a_killed_session(seed: int) -> None:
-    killed = history(seed)
-    go_on(MemoryDevice(EXTENT * EXTENTS * BLOCK, killed.pages), "nothing")
-    assert each_lost(killed) > 5
+    assert each_lost(history(seed)) > 5
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_lost_write_of_sessions_that_share_a_store(seed: int) -> None:
+    assert each_lost(of_several_sessions(seed), told_apart=False) > 10
 
 
 def clone_at_once(session: Session) -> None:
@@ -253,6 +289,7 @@ def test_one_lost_write_right_after(work: Callable[[Session], None]) -> None:
 def test_very_many_lost_writes() -> None:
     for seed in range(100, 1_000):
         each_lost(history(seed))
+        each_lost(of_several_sessions(seed), told_apart=False)
 
 
 # -- mistakes that this has to find ----------------------------------------------------

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from support.fleet import Fleet, member_of
-from support.memory import MemoryDevice
+from support.memory import MemoryDevice, RecordingDevice
 
 from core.answering import Work
 from core.blockstore import Blockstore
@@ -91,16 +91,19 @@ class World:
 
     Args:
         seed: decides everything.
+        extents: of the store.
+        recording: whether the device remembers what was written.
 
     Attributes:
         collections: how many went to their end.
     """
 
-    def __init__(self, seed: int, extents: int = 14) -> None:
+    def __init__(self, seed: int, extents: int = 14, recording: bool = False) -> None:
         self.rng = random.Random(seed)
         self.fleet = Fleet()
         self.extents = extents
-        self.device = MemoryDevice(64 * extents << BLOCK_SHIFT)
+        kind = RecordingDevice if recording else MemoryDevice
+        self.device = kind(64 * extents << BLOCK_SHIFT)
         self.sb = format_device(self.device, 64 << BLOCK_SHIFT, extents)
         self.disks: dict[int, Disk] = {}
         self.runners = [Runner(self) for _ in range(SESSIONS)]
