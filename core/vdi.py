@@ -486,7 +486,8 @@ class Vdi(Image):
             session=NOBODY if last else self.store.session,
         )
         self._behind = bool(self._superseded) or new != replace(old, sequence=new.sequence)
-        self.record = replace(new, modified_ns=time.time_ns()) if self._behind else new
+        ours = replace(old, sequence=new.sequence, token=new.token, session=new.session)
+        self.record = new if new == ours else replace(new, modified_ns=time.time_ns())
         return Change(old, self.record, self._grant, freed, self._superseded)
 
     def not_committed(self, change: Change) -> None:
