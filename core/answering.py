@@ -142,7 +142,7 @@ class Answers:
 
     def _repeat(self, which: str, argument: Argument) -> Work:
         vdi = self._vdi(which, argument)
-        vdi.repeat()
+        vdi.amend()
         return Work([vdi], dict)
 
     def _images(self, _which: str, _argument: Argument) -> Work:

@@ -7,8 +7,8 @@ collecting one too. With one process alone the same code runs with one member.
 1. *Seal.* Each member copies the bitmaps of its extents, then commits everything. From then on
    it hands out no block that gets free, for the trees of step 2 may reach it. Extents that
    nobody has are borrowed by the collector.
-2. *Roots.* Under `registry` both records of all VDIs are made to say the same, of those that
-   nobody has, and then all are read, once; both, where they still differ.
+2. *Roots.* Under `registry` all VDI records are read, once; both of a VDI, where they do not say
+   the same. A session that is alone first makes them do so.
 3. *Mark.* The members say which snapshots they are reading, then everything that a record of
    step 2 or one of them reaches is marked.
 4. *Retire.* Under `registry` the records of deleted VDIs are made free for new ones, durably,
@@ -677,7 +677,8 @@ class Collection(Sealing):
     def _read_records(self) -> tuple[list[VdiRecord], list[VdiRecord]]:
         """Return what the slots of all VDIs say: the newer ones, and older ones that differ."""
         with self.registry():
-            Tidying(self._store, self._locks).vdis()
+            if not self._locks.shared:  # others would find VDIs in use that nobody has
+                Tidying(self._store, self._locks).vdis()
             return read_records(self._store), read_before(self._store)
 
     def _reading(self) -> list[RadixMap]:

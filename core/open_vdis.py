@@ -253,7 +253,8 @@ class OpenVdis(ABC):
                 left.append(vdi)
         if left:
             self.commit(left, left)
-        again = [vdi for vdi in vdis if vdi.keeps and not vdi.is_lost]
+        shared = self.locks.shared  # then nobody makes both records say the same but who has it
+        again = [v for v in vdis if (v.keeps or (shared and v.behind)) and not v.is_lost]
         if again:
             with suppress(NoSpace):  # a collection finds what it would have freed
                 self.repeat(again, again)

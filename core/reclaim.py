@@ -25,7 +25,7 @@ from core.format import BLOCK_MASK, DELETED, FREE, LIVE, VdiRecord
 from core.locks import Locks
 from core.progress import Progress, silent
 from core.radix import RadixMap
-from core.registry import Registry
+from core.registry import Registry, alike
 
 KEEP_LIVE: Final = frozenset({LIVE})
 KEEP_DELETED: Final = frozenset({LIVE, DELETED})
@@ -284,9 +284,10 @@ def read_before(store: Blockstore) -> list[VdiRecord]:
     before = []
     for _, pair in Registry(store).pairs():
         slot = pair.slot
-        older = None if slot is None else pair.found[1 - slot]
-        if older is not None and not pair.are_twins:
-            before.append(older)
+        if slot is not None and pair.current is not None:
+            older = pair.found[1 - slot]
+            if older is not None and not alike(older, pair.current):
+                before.append(older)
     return before
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import struct
 import uuid
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from core.blockstore import Blockstore
 from core.errors import BadRequest, Corrupt, NotFound
@@ -257,6 +258,17 @@ class Registry:
         self._store.touched.add(record.id)
         block = sb.vdi_slot(record.id, record.sequence % 2)
         self._store.device.pwritev(block << BLOCK_SHIFT, [record.pack(sb.uuid, sb.stamped)])
+
+
+def alike(one: VdiRecord, other: VdiRecord) -> bool:
+    """Say whether two records say the same of a VDI, whoever wrote them and when."""
+    written: dict[str, Any] = {
+        "sequence": one.sequence,
+        "token": one.token,
+        "session": one.session,
+        "modified_ns": one.modified_ns,
+    }
+    return one == replace(other, **written)
 
 
 def check_name(name: str) -> None:

@@ -28,6 +28,7 @@ from core.image import Image
 from core.lock_master import LockMaster
 from core.locks import Grant, Locks
 from core.mkfs import extend
+from core.registry import alike
 from core.remote import Argument
 from core.schedule import check_schedule
 from core.sharing import share
@@ -244,10 +245,11 @@ class Session(Collecting):
         """
 
         def here(vdi: Vdi) -> Argument:
-            vdi.repeat()
+            vdi.amend()
             return {}
 
-        if not self.registry.pair(record.id).are_twins:
+        one, other = self.registry.pair(record.id).found
+        if one is None or other is None or not alike(one, other):
             with suppress(InUse):
                 wherever_open(self, record, "repeat", {}, here)
 

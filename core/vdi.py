@@ -43,7 +43,7 @@ from core.format import (
 from core.image import Image
 from core.locks import Grant
 from core.radix import RadixMap
-from core.registry import check_label
+from core.registry import alike, check_label
 from core.schedule import Retention, check_schedule
 from core.snaplog import Snapshot, SnapshotId, append, last_id, last_line, snapshots
 
@@ -91,7 +91,7 @@ class Vdi(Image):
         self._retention: Retention | None = None
         self._newest: tuple[int, int] | None = None
         self._superseded: list[int] = []
-        self._behind = True
+        self._behind = False
 
     @property
     def id(self) -> int:
@@ -319,6 +319,11 @@ class Vdi(Image):
             self._edits = self.latest
 
     @property
+    def behind(self) -> bool:
+        """Whether this session's last commit has left two records that do not say the same."""
+        return self._behind
+
+    @property
     def keeps(self) -> bool:
         """Whether there are blocks that get free with the next commits."""
         return bool(self.map.freed or self._superseded)
@@ -485,9 +490,9 @@ class Vdi(Image):
             token=self._grant.token,
             session=NOBODY if last else self.store.session,
         )
-        self._behind = bool(self._superseded) or new != replace(old, sequence=new.sequence)
-        ours = replace(old, sequence=new.sequence, token=new.token, session=new.session)
-        self.record = new if new == ours else replace(new, modified_ns=time.time_ns())
+        changed = not alike(new, old)
+        self._behind = changed or bool(self._superseded)
+        self.record = replace(new, modified_ns=time.time_ns()) if changed else new
         return Change(old, self.record, self._grant, freed, self._superseded)
 
     def not_committed(self, change: Change) -> None:
