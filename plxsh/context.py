@@ -20,7 +20,7 @@ from core.errors import BadRequest, Interrupted, NotFound
 from core.lock_messages import TOOL
 from core.text import printable
 from plxsh.signals import ended_by
-from plxsh.streams import tell
+from plxsh.streams import ask, tell
 
 if TYPE_CHECKING:
     from core.blockstore import Blockstore, Mode
@@ -273,12 +273,14 @@ class Settings:
         loss, typed = printable(loss), printable(typed)
         how = f"This cannot be undone. Type {typed} to go on" if typed else "Go on? [y/N]"
         try:
-            answer = click.prompt(f"{loss}. {how}", default="", show_default=False, err=True)
-        except click.Abort as abort:
-            if ended_by(abort):
+            answer = ask(f"{loss}. {how}: ")
+        except KeyboardInterrupt as interrupt:
+            if ended_by(interrupt):
                 raise
-            tell()  # Ctrl-C and Ctrl-D leave the cursor behind the question
             answer = ""
+        if not answer.endswith("\n"):
+            tell()  # Ctrl-C and Ctrl-D leave the cursor behind the question
+        answer = answer.removesuffix("\n")
         sure = answer == typed if typed else answer.strip().lower() in ("y", "yes")
         if not sure:
             raise Interrupted("not confirmed, nothing was changed")

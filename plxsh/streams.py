@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import os
+import select
+import signal
 import sys
 
 import click
@@ -35,6 +37,25 @@ def tell(text: str = "", nl: bool = True) -> None:
         click.echo(text, nl=nl, err=True)
     except OSError:
         forget(2)
+
+
+def ask(question: str) -> str:
+    """Ask on the terminal; return the line that is the answer, nothing at the end of input.
+
+    `input` waits for a key even if a signal came a moment before it began to wait. Here every
+    signal wakes it, so that what is to be done about it is done at once.
+    """
+    tell(question, nl=False)
+    woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    before = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    try:
+        while sys.stdin not in select.select([sys.stdin, woken], [], [])[0]:
+            os.read(woken, select.PIPE_BUF)
+        return sys.stdin.readline()
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(woken)
+        os.close(wake)
 
 
 def forget(descriptor: int) -> None:
