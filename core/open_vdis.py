@@ -283,6 +283,9 @@ class OpenVdis(ABC):
             NoSpace, IoFailed, Fenced: as `commit`.
         """
         self.repeat(self.all_held())
+        waiting = [vdi for vdi in self.all_held() if vdi.keeps]
+        if waiting:
+            self.repeat(waiting)
 
     def settle(self) -> None:
         """Finish the commit under way, if there is one: two never overlap.

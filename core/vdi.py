@@ -91,7 +91,8 @@ class Vdi(Image):
         self._retention: Retention | None = None
         self._newest: tuple[int, int] | None = None
         self._superseded: list[int] = []
-        self._behind = False
+        self._behind = True  # nobody knows, until it is committed
+        self._committed = False
 
     @property
     def id(self) -> int:
@@ -321,7 +322,7 @@ class Vdi(Image):
     @property
     def behind(self) -> bool:
         """Whether this session's last commit has left two records that do not say the same."""
-        return self._behind
+        return self._committed and self._behind
 
     @property
     def keeps(self) -> bool:
@@ -492,6 +493,7 @@ class Vdi(Image):
         )
         changed = not alike(new, old)
         self._behind = changed or bool(self._superseded)
+        self._committed = True
         self.record = replace(new, modified_ns=time.time_ns()) if changed else new
         return Change(old, self.record, self._grant, freed, self._superseded)
 
