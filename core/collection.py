@@ -8,7 +8,7 @@ collecting one too. With one process alone the same code runs with one member.
    it hands out no block that gets free, for the trees of step 2 may reach it. Extents that
    nobody has are borrowed by the collector.
 2. *Roots.* Under `registry` all VDI records are read, once; both of a VDI, where they do not say
-   the same. A session that is alone first makes them do so.
+   the same. Before, those that sessions have left by dying are made to do so.
 3. *Mark.* The members say which snapshots they are reading, then everything that a record of
    step 2 or one of them reaches is marked.
 4. *Retire.* Under `registry` the records of deleted VDIs are made free for new ones, durably,
@@ -121,6 +121,7 @@ from numpy.typing import NDArray
 
 from core.blockset import BlockSet
 from core.blockstore import Blockstore
+from core.claiming import NOBODY
 from core.errors import Corrupt, InUse, NoSpace, ParallaxError
 from core.format import VdiRecord
 from core.give_back import GiveBack
@@ -677,9 +678,22 @@ class Collection(Sealing):
     def _read_records(self) -> tuple[list[VdiRecord], list[VdiRecord]]:
         """Return what the slots of all VDIs say: the newer ones, and older ones that differ."""
         with self.registry():
-            if not self._locks.shared:  # others would find VDIs in use that nobody has
-                Tidying(self._store, self._locks).vdis()
+            self._tidy_up()
             return read_records(self._store), read_before(self._store)
+
+    def _tidy_up(self) -> None:
+        """Make both records of VDIs that nobody has say the same, so that all else is garbage.
+
+        Beside others only those of sessions that died: who opens another one must not find it in
+        use for a moment. Where that cannot be, both records are marked.
+        """
+        tidying = Tidying(self._store, self._locks)
+        if not self._locks.shared:
+            tidying.vdis()
+            return
+        names = [holding.name for holding in others(self._store, self._locks)]
+        alive = {bytes.fromhex(name.removeprefix("session/")) for name in names}
+        tidying.vdis({NOBODY, self._store.session, *alive})
 
     def _reading(self) -> list[RadixMap]:
         """Return the trees that are read at the moment, by whatever session.

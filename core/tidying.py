@@ -9,10 +9,10 @@ that is not to be had needs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from core.blockstore import Blockstore
-from core.errors import BadRequest, Corrupt, InUse, TooEarly
+from core.errors import BadRequest, InUse, IoFailed, TooEarly
 from core.extent_disk import bitmap_pairs, header_pair, packed_bitmap, packed_header
 from core.format import BLOCK_SHIFT, ZERO_BLOCK, VdiRecord
 from core.locks import Grant, Locks
@@ -47,17 +47,30 @@ class Tidying:
         self._store.touched -= vdis
         touched -= extents
 
-    def vdis(self) -> None:
+    def vdis(self, alive: Collection[bytes] | None = None) -> None:
         """Make both slots of every VDI say the same that is not in use; raises as `own`.
 
         To be called by one who has the lock `registry`.
+
+        Args:
+            alive: sessions that do so for theirs; without it nobody does.
         """
-        behind = [number for number, pair in self._registry.pairs() if not pair.are_twins]
-        if behind:
+        behind = [
+            number
+            for number, pair in self._registry.pairs()
+            if not pair.are_twins
+            and (alive is None or (pair.current and pair.current.session not in alive))
+        ]
+        if not behind:
+            return
+        try:
             self._store.enroll()
             for number in behind:
                 self._tidy_vdi(number)
             self._store.device.flush()
+        except IoFailed as error:
+            self._store.fail(error)  # nothing is written after a failed flush
+            raise
 
     def all(self) -> bool:
         """Tidy up what all sessions have left; to be called by one that is alone, after `own`.
@@ -135,10 +148,13 @@ class Tidying:
             self._store.device.pwritev(block << BLOCK_SHIFT, [data])
 
     def _locked(self, get: Callable[[], Grant | None], name: str, work: Callable[[], bool]) -> bool:
-        """Do work under a lock; whoever has it does it in the end, if it may write."""
+        """Do work under a lock; whoever has it does it in the end, if it may write.
+
+        It is left undone where a lock master is away, or what it is asked for makes no sense.
+        """
         try:
             grant = get()
-        except (BadRequest, Corrupt, TooEarly):
+        except (BadRequest, IoFailed, TooEarly):
             return False
         except InUse:
             grant = None
