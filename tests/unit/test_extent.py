@@ -200,6 +200,23 @@ def test_a_block_freed_twice_in_one_go_is_found_and_nothing_is_freed() -> None:
     alloc.release([])
 
 
+@pytest.mark.parametrize("sealed_first", [True, False])
+def test_what_waits_to_be_released_is_swept_by_no_collection(sealed_first: bool) -> None:
+    """It would be freed twice, and in between it may be another block."""
+    device, sb = formatted()
+    alloc = allocator(device, sb)
+    blocks = members(alloc.take(12))
+    steps = [alloc.seal, lambda: alloc.supersede(7, blocks[:4])]
+    for step in steps if sealed_first else reversed(steps):
+        step()
+    everything = np.full(sb.extent_blocks >> 3, 255, np.uint8)
+    assert alloc.sweep(1, everything) == 8
+    alloc.unseal()
+    alloc.release(blocks[:4])
+    alloc.supersede(7, ())
+    assert alloc.free == sb.extent_blocks - sb.overhead
+
+
 def test_claiming_leaves_session_and_token_in_the_other_slot() -> None:
     device, sb = formatted()
     old = ExtentHeader(1, 8, token=77).pack(UUID)

@@ -170,6 +170,17 @@ def test_what_gets_free_after_the_seal_is_neither_swept_nor_used(pair: Pair) -> 
     assert pair.unreachable() == 0
 
 
+def test_a_clone_rests_on_two_records_of_a_vdi_that_another_session_has_open(pair: Pair) -> None:
+    vdi = pair.one.open_vdi(pair.one.create("disk", 1 << 20))
+    vdi.write(0, noise(5 * BLOCK, "disk"))
+    vdi.snapshot("s")
+    pair.one.commit([vdi])
+    pair.two.create("clone", parent=pair.two.find_snapshot("disk@s"))
+    found = pair.two.registry.pair(vdi.id).found
+    assert [record.snapshots for record in found if record is not None] == [1, 1]
+    pair.one.release(vdi)
+
+
 # -- extents on their way --------------------------------------------------------------
 
 

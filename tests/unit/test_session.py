@@ -16,7 +16,7 @@ from core.blockstore import Blockstore
 from core.check import check, check_store
 from core.errors import BadRequest, Fenced, InUse, IoFailed, NoSpace, NotFound, ReadOnly
 from core.extent import read_bitmap
-from core.format import BLOCK, BLOCK_MASK, DELETED, MAX_VDI_SIZE, VdiRecord
+from core.format import BLOCK, BLOCK_MASK, DELETED, LIVE, MAX_VDI_SIZE, VdiRecord
 from core.repair import repair
 from core.session import Session, parse_snapshot_id
 from core.snaplog import SnapshotId
@@ -337,6 +337,13 @@ def test_a_restored_vdi_needs_a_name_that_is_free(session: Session) -> None:
     assert {r.id: r.name for r in session.registry.vdis()} == {0: "old", 1: "base"}
     with pytest.raises(BadRequest, match="the name 'old' is taken by VDI 0"):
         session.create("old")
+
+
+def test_a_restored_vdi_is_on_record_twice(session: Session) -> None:
+    """Were one of the two lost, it would be deleted again, and collected."""
+    session.delete(session.create("base", BLOCK))
+    session.restore(session.registry.find_deleted("base"))
+    assert {r.state for r in session.registry.pair(0).found if r is not None} == {LIVE}
 
 
 def test_what_was_collected_cannot_be_restored(session: Session) -> None:
