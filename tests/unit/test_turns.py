@@ -8,6 +8,7 @@ from functools import partial
 from itertools import count
 
 from core.tap.crowd import Crowd
+from core.tap.doors import Doors
 from core.tap.turns import Turns
 
 
@@ -98,3 +99,15 @@ def test_those_who_take_too_long_have_to_go() -> None:
     assert len(crowd) == 1
     assert crowd.evict()
     assert not crowd.evict()
+
+
+def test_room_is_made_where_most_are() -> None:
+    """A flood at one door turns nobody away at another."""
+    few, many = Crowd(9, 10.0), Crowd(9, 10.0)
+    for crowd, count_of in ((few, 2), (many, 5)):
+        for number in range(count_of):
+            crowd.add(Someone(crowd, float(number)))
+    doors = Doors([few, many])
+    for _ in range(3):
+        assert doors._make_room()
+    assert (len(few), len(many)) == (2, 2)
